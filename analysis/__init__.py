@@ -1,0 +1,1 @@
+"""What a replay means: figures, intervals and judgements from plain Polars frames."""

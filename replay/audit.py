@@ -1,0 +1,253 @@
+"""The audit of every run: production's own SQL, unedited, on exactly the rows that a decision could see.
+
+A temporary view shadows the ledger table. What the view shows is worked out in SQL from the recorded snapshot (or
+the lag), not from the engine's keys, so that the two ways of knowing what was visible check each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from replay import queries
+from replay.estimators import ToolsWindow, Window
+from replay.measuring import Measuring
+from replay.settings import PRODUCTION_NOW, Measure, Settings, Tools
+from replay.timeline import Ints, Timeline
+
+EVERY_DECISION_UP_TO = 2_000
+SAMPLE = 500
+MEAN_TOLERANCE = 1e-9
+
+_VISIBLE = {
+    "recorded": """CASE WHEN txid IS NULL THEN visible_ms < getvariable('evidence_ms')
+        ELSE txid < getvariable('xmin')
+            OR (txid < getvariable('xmax') AND NOT list_contains(getvariable('running'), txid)) END""",
+    "lagged": "visible_ms < getvariable('evidence_ms')",
+}
+
+
+@dataclass
+class Audit:
+    """What was compared and what did not agree."""
+
+    decisions: int = 0
+    of_decisions: int = 0
+    comparisons: int = 0
+    mismatches: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything agreed."""
+        return not self.mismatches
+
+
+def audited(settings: Settings) -> Settings:
+    """Return the settings whose stamps the shared SQL can check.
+
+    A window on shared evidence is checked as it is. Where a rule has no query (an EMA, a count, in-process state)
+    production's window stands in for it: that still proves which rows each decision saw.
+
+    >>> from replay.settings import PRODUCTION_BEFORE
+    >>> audited(PRODUCTION_BEFORE).reliability.rule
+    Window(window_ms=900000)
+
+    What is left out (prices, processes) has no part in shared evidence; settings that share the rest share an audit.
+    """
+    return Settings(
+        name="audited",
+        memo_ms=settings.memo_ms,
+        visibility=settings.visibility,
+        lag_ms=settings.lag_ms,
+        seed=settings.seed,
+        reliability=settings.reliability if _has_query(settings.reliability) else PRODUCTION_NOW.reliability,
+        latency=settings.latency if _has_query(settings.latency) else PRODUCTION_NOW.latency,
+        tools=settings.tools if _tools_have_query(settings.tools) else PRODUCTION_NOW.tools,
+    )
+
+
+def _has_query(measure: Measure) -> bool:
+    plain = replace(measure, rule=Window(1), exclude_kinds=())
+    return isinstance(measure.rule, Window) and plain == Measure(rule=Window(1))
+
+
+def _tools_have_query(tools: Tools) -> bool:
+    return isinstance(tools.rule, ToolsWindow) and tools.state == "shared"
+
+
+def audit(checked: Measuring, calls: Ints, flips: Iterable[int] = ()) -> Audit:
+    """Compare the engine's stamps of every route with the shared SQL, at all given decisions or a sample of them.
+
+    `checked` measures `audited` settings.
+    """
+    timeline = checked.timeline
+    usable = np.array([call for call in calls.tolist() if timeline.calls.state[call] != "unavailable"], dtype=np.int64)
+    result = Audit(of_decisions=len(usable))
+    routes = np.unique(timeline.attempts.route)
+    if len(usable) == 0 or len(routes) == 0:
+        return result
+    chosen = _sample(checked, usable, routes, list(flips))
+    asked = checked.at_calls(np.repeat(chosen, len(routes)), np.tile(routes, len(chosen)))
+    stamps = checked.answer(asked)
+    latency_ms = stamps.stamped_latency_ms
+    with duckdb.connect() as connection:
+        _mirror(connection, checked)
+        filters: list[object] = []
+        for number, call in enumerate(chosen.tolist()):
+            span = slice(number * len(routes), (number + 1) * len(routes))
+            engine = {
+                timeline.routes[route]: {
+                    "count": int(stamps.count[span][place]),
+                    "rate": _known(stamps.reliability[span][place]),
+                    "latency_count": int(stamps.latency_count[span][place]),
+                    "mean": _known(stamps.latency_ms[span][place]),
+                    "latency_ms": _known(latency_ms[span][place]),
+                    "capable": bool(stamps.capable[span][place]),
+                }
+                for place, route in enumerate(routes.tolist())
+            }
+            _check(result, checked, call, engine, _production(connection, checked, call, filters))
+    result.decisions = len(chosen)
+    return result
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _sample(measuring: Measuring, calls: Ints, routes: Ints, flips: list[int]) -> Ints:
+    """Return every decision, or 500: the first, the last, flips, decisions with empty windows, the rest evenly."""
+    if len(calls) <= EVERY_DECISION_UP_TO:
+        return calls
+    counts = measuring.timeline.attempts.ts_ms
+    evidence_ms = measuring.evidence_ms[calls]
+    window_ms = measuring.settings.longest_window_ms
+    ends = np.sort(counts)
+    recent = np.searchsorted(ends, evidence_ms) - np.searchsorted(ends, evidence_ms - window_ms)
+    empty = calls[recent == 0]
+    picked = {
+        int(calls[0]),
+        int(calls[-1]),
+        *_evenly(np.array(sorted(flips), dtype=np.int64), 150),
+        *_evenly(empty, 50),
+    }
+    picked |= set(_evenly(calls, SAMPLE - len(picked)))
+    return np.array(sorted(picked), dtype=np.int64)
+
+
+def _evenly(values: Ints, count: int) -> list[int]:
+    if len(values) <= count:
+        return [int(value) for value in values]
+    places = np.linspace(0, len(values) - 1, count).round().astype(np.int64)
+    return [int(values[place]) for place in places]
+
+
+def _mirror(connection: duckdb.DuckDBPyConnection, measuring: Measuring) -> None:
+    """Put the attempts into a mirror of their own, and the view that shadows them into its temporary schema."""
+    timeline = measuring.timeline
+    connection.execute("SET threads = 1")  # the queries are small: threads only cost
+    connection.execute(queries.ddl("mirror"))
+    attempts = timeline.ledger.attempts.sort("ts", "id").to_arrow()  # noqa: F841 - DuckDB reads it by this name
+    connection.execute("INSERT INTO route_observations BY NAME SELECT * FROM attempts")
+    visible = pa.table({"id": timeline.attempts.id, "visible_ms": measuring.visibility.visible_ms})  # noqa: F841
+    connection.execute(
+        "CREATE TABLE all_observations AS "
+        "SELECT a.*, v.visible_ms FROM route_observations AS a JOIN visible AS v USING (id) ORDER BY ts, id"
+    )
+    connection.execute(
+        "CREATE TEMP VIEW route_observations AS SELECT * EXCLUDE (visible_ms) FROM memory.main.all_observations "
+        f"WHERE {_VISIBLE[measuring.visibility.kind]} "
+        "AND NOT list_contains(getvariable('without_kinds'), coalesce(error_kind, '')) "
+        "AND (ok OR NOT getvariable('without_failed'))"
+    )
+
+
+def _production(
+    connection: duckdb.DuckDBPyConnection, measuring: Measuring, call: int, filters: list[object]
+) -> dict[str, dict[str, Any]]:
+    """Return what production's queries say at a decision, per route key; `filters` are the view's present ones."""
+    settings, evidence_ms = measuring.settings, int(measuring.evidence_ms[call])
+    _see(connection, measuring, call)
+    until_ms = queries.END_OF_TIME if measuring.visibility.kind == "recorded" else evidence_ms
+
+    def ask(name: str, window_ms: int, without_kinds: tuple[str, ...], without_failed: bool, **more: int) -> list[Any]:
+        if filters != [without_kinds, without_failed]:
+            connection.execute("SET VARIABLE without_kinds = $1::TEXT[]", [list(without_kinds)])
+            connection.execute(f"SET VARIABLE without_failed = {without_failed}")
+            filters[:] = [without_kinds, without_failed]
+        query = queries.load(name)
+        values = query.bind(since_ms=evidence_ms - window_ms, until_ms=until_ms, **more)
+        return connection.execute(query.text, values).fetchall()
+
+    said: dict[str, dict[str, Any]] = {}
+    reliability, latency, tools = settings.reliability, settings.latency, settings.tools
+    assert isinstance(reliability.rule, Window)
+    assert isinstance(latency.rule, Window)
+    assert isinstance(tools.rule, ToolsWindow)
+    stats = ask("route_stats", reliability.rule.window_ms, reliability.exclude_kinds, False)
+    for row in stats:
+        said.setdefault("|".join(row[:3]), {}).update(rate=row[3], count=row[6])
+    if (latency.rule, latency.exclude_kinds) != (reliability.rule, reliability.exclude_kinds):
+        stats = ask("route_stats", latency.rule.window_ms, latency.exclude_kinds, False)
+    for row in stats:
+        said.setdefault("|".join(row[:3]), {}).update(mean=row[4], latency_ms=row[5], latency_count=row[8])
+    least = tools.rule.min_samples
+    for row in ask("tool_incapable_routes", tools.rule.window_ms, (), tools.failed == "excluded", min_samples=least):
+        said.setdefault("|".join(row[:3]), {})["capable"] = False
+    return said
+
+
+def _see(connection: duckdb.DuckDBPyConnection, measuring: Measuring, call: int) -> None:
+    """Let the view show exactly what a decision saw; one statement text, as every call into DuckDB costs."""
+    seen = f"SET VARIABLE evidence_ms = {int(measuring.evidence_ms[call])}::BIGINT;"
+    if measuring.visibility.kind == "recorded":
+        snapshot = measuring.evidence_snapshot(call)
+        seen += f"SET VARIABLE xmin = {snapshot.xmin}::BIGINT; SET VARIABLE xmax = {snapshot.xmax}::BIGINT;"
+        seen += f"SET VARIABLE running = {sorted(snapshot.running)}::BIGINT[];"
+    connection.execute(seen)
+
+
+_NOTHING: dict[str, Any] = {
+    "count": 0,
+    "rate": None,
+    "latency_count": 0,
+    "mean": None,
+    "latency_ms": None,
+    "capable": True,
+}
+
+
+def _check(
+    result: Audit, measuring: Measuring, call: int, engine: dict[str, dict[str, Any]], said: dict[str, dict[str, Any]]
+) -> None:
+    """Counts, verdicts and rates exactly; means to 1e-9; the integer exactly unless the mean is next to a half."""
+    timeline: Timeline = measuring.timeline
+    for route in sorted({*engine, *said}):
+        ours, theirs = {**_NOTHING, **engine.get(route, {})}, {**_NOTHING, **said.get(route, {})}
+        for name in _NOTHING:
+            result.comparisons += 1
+            if not _agree(name, ours, theirs):
+                result.mismatches.append(
+                    f"call {timeline.calls.id[call]}, route {route}: {name} is {ours[name]} in the engine, "
+                    f"{theirs[name]} in production's SQL"
+                )
+
+
+def _agree(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    left, right = ours[name], theirs[name]
+    if left == right:
+        return True
+    if left is None or right is None:
+        return False
+    if name == "mean":
+        return bool(abs(left - right) <= MEAN_TOLERANCE * max(abs(left), abs(right)))
+    if name == "latency_ms":
+        mean = ours["mean"]
+        return mean is not None and abs(mean - math.floor(mean) - 0.5) <= MEAN_TOLERANCE * max(1.0, abs(mean))
+    return False

@@ -1,0 +1,163 @@
+"""How results look in a terminal: the verdict first, then figures, then what to run next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from replay.durations import iso
+
+
+def plain(console: Console, text: str, style: str | None = None) -> None:
+    """Print a sentence as it is: no markup read from data, no wrapping in the middle of a path."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def reproduction_said(result: dict[str, Any]) -> str:
+    """Say what the reproduction shows, in one sentence."""
+    compared, agreed, total = result["compared"], result["agreed"], result["decisions"]
+    if result["kind"] == "none":
+        return "Reproduction: there are no decisions to reproduce, the ledger holds attempts alone."
+    share = f"{agreed / compared:.2%}" if compared else "none"
+    if result["kind"] == "final-route agreement":
+        why = "; ".join(f"{count:,} × {reason}" for reason, count in result["incomplete"].items())
+        return (
+            f"Final-route agreement: {share} of {compared:,} calls ({agreed:,}). This is not reproduction, which this "
+            f"ledger cannot show: {why}."
+        )
+    excluded = total - compared
+    because = "; ".join(f"{count:,} × {reason}" for reason, count in result["excluded"].items())
+    left_out = f"{excluded:,} of {total:,} excluded ({because})" if excluded else "none excluded"
+    missed = "; ".join(f"{cause} {count:,}" for cause, count in result["causes"].items())
+    return f"Reproduction: {share} of {compared:,} decisions with complete evidence, {left_out}." + (
+        f" Mismatches: {missed}. First: {result['first_mismatch']}." if missed else ""
+    )
+
+
+def audit_said(one: dict[str, Any]) -> str:
+    """Say what the audit of one setting found, in one sentence."""
+    audit = one["audit"]
+    if not audit["decisions"]:
+        return f"Audit of {one['setting']}: nothing to audit, as no decision read any evidence."
+    checked = f"{audit['decisions']:,} of {audit['of_decisions']:,} decisions, {audit['comparisons']:,} values"
+    if audit["mismatches"]:
+        return (
+            f"Audit of {one['setting']} FAILED: {audit['mismatches']:,} mismatches in {checked}. First: "
+            + "; ".join(audit["first_mismatches"][:3])
+        )
+    return f"Audit of {one['setting']}: 0 mismatches against production's SQL in {checked}."
+
+
+def print_record(console: Console, record: dict[str, Any], folder: Path) -> None:
+    """Print what a run's record says."""
+    good = record["reproduction"]["kind"] != "reproduction" or (
+        record["reproduction"]["agreed"] == record["reproduction"]["compared"]
+    )
+    plain(console, reproduction_said(record["reproduction"]), "bold" if good else "bold red")
+    for one in record["replayed"]:
+        plain(console, audit_said(one), "red" if one["audit"]["mismatches"] else None)
+    for one in record["replayed"]:
+        lag = one["lag_flips"]
+        total = one["decisions"]
+        flips = f"{lag:,} of {total:,} decisions flip without any write lag" if lag is not None and total else ""
+        unknown = "no write lag is recorded or assumed" if lag is None else ""
+        plain(console, f"Visibility of {one['setting']}: {one['visibility']}; {flips or unknown or 'no decisions'}.")
+    for warning in record["warnings"]:
+        plain(console, f"Warning: {warning}.", "yellow")
+    if record["inferred"]:
+        plain(console, "Inferred, as the ledger does not record it:")
+        for sentence in record["inferred"]:
+            plain(console, f"- {sentence}")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("setting", "decisions", "attempts scored", "decision hash"):
+        table.add_column(heading, justify="left" if heading in ("setting", "decision hash") else "right")
+    for one in record["replayed"]:
+        table.add_row(one["setting"], f"{one['decisions']:,}", f"{one['predictions']:,}", one["decision_hash"][:16])
+    console.print(table)
+    plain(console, f"Written to {folder}")
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Write a figure, a dash where there is none.
+
+    >>> number(0.12345678), number(None)
+    ('0.1235', '–')
+    """
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def interval(row: dict[str, Any], digits: int = 4) -> str:
+    """Write a difference or share's interval, or why there is none."""
+    if row["low"] is None:
+        return row.get("reason") or "no interval"
+    return f"[{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
+
+
+def figures_table(figures: pl.DataFrame, scope: str = "all") -> Table:
+    """Return prequential figures of a scope as a table."""
+    table = Table(
+        box=None, header_style="bold", pad_edge=False, title="Prediction, before looking", title_justify="left"
+    )
+    for heading in ("question", "metric", "setting", "value", "attempts", "stamped"):
+        table.add_column(heading, justify="left" if heading in ("question", "metric", "setting") else "right")
+    for row in figures.filter(pl.col("scope") == scope).iter_rows(named=True):
+        if row["value"] is None and not row["attempts"]:
+            continue
+        stamped = "–" if row["stamped_share"] is None else f"{row['stamped_share']:.1%}"
+        table.add_row(
+            row["question"], row["metric"], row["setting"], number(row["value"]), f"{row['attempts']:,}", stamped
+        )
+    return table
+
+
+def differences_table(differences: pl.DataFrame, scope: str = "all") -> Table:
+    """Return paired differences of a scope as a table."""
+    title = "Paired differences, first − second: below 0 the first predicts better"
+    table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
+    for heading in ("question", "metric", "over", "first", "second", "difference", "95 % interval", "attempts"):
+        table.add_column(heading, justify="right" if heading in ("difference", "attempts") else "left")
+    for row in differences.filter(pl.col("scope") == scope).iter_rows(named=True):
+        if row["difference"] is None:
+            continue
+        table.add_row(
+            row["question"],
+            row["metric"],
+            row["over"],
+            row["setting_a"],
+            row["setting_b"],
+            f"{row['difference']:+.4f}",
+            interval(row),
+            f"{row['attempts']:,}",
+        )
+    return table
+
+
+def flips_table(summary: pl.DataFrame) -> Table:
+    """Return flips overall, by cause and by request class as a table."""
+    table = Table(box=None, header_style="bold", pad_edge=False, title="Decisions that flip", title_justify="left")
+    for heading in ("between", "by", "", "flips", "of decisions", "share", "95 % interval", "ties apart"):
+        table.add_column(heading, justify="left" if heading in ("between", "by", "", "95 % interval") else "right")
+    for row in summary.filter(pl.col("group") != "day").iter_rows(named=True):
+        share = "–" if row["share"] is None else f"{row['share']:.2%}"
+        span = (row.get("reason") or "") if row["low"] is None else f"[{row['low']:.2%}, {row['high']:.2%}]"
+        names = f"{row['setting_a']} and {row['setting_b']}" if row["group"] == "all" else ""
+        table.add_row(
+            names,
+            row["group"],
+            row["key"],
+            f"{row['flips']:,}",
+            f"{row['decisions']:,}",
+            share,
+            span,
+            f"{row['ties']:,}",
+        )
+    return table
+
+
+def span_said(first_ms: int, last_ms: int) -> str:
+    """Say from when to when."""
+    return f"{iso(first_ms)} to {iso(last_ms)}"

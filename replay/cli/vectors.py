@@ -1,0 +1,58 @@
+"""`replay vectors`: check the routing core against recorded decisions and failover runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from replay.core.vectors import Miss, check_file
+
+
+def vectors(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Vector files, .json or .json.gz.")],
+) -> None:
+    """Check vector files: how many decisions, refusals and failover runs this routing core reproduces exactly.
+
+    Exit code 1 if one is missed; the first miss of each file is shown with both values.
+
+    Example: replay vectors ../shared/vectors/plan.json.gz ../shared/vectors/failover.json.gz
+    """
+    console = Console()
+    tallies = [(path, check_file(path)) for path in files]
+    table = Table("file", "kind", "reproduced", "of", title="Vectors")
+    for path, tally in tallies:
+        for kind, total in tally.total.items():
+            table.add_row(Text(path.name), kind, str(tally.reproduced[kind]), str(total))
+        if not tally.total:
+            table.add_row(Text(path.name), "none", "0", "0")
+    console.print(table)
+    for _, tally in tallies:
+        if tally.first_miss is not None:
+            _show(console, tally.first_miss)
+    if any(tally.first_miss for _, tally in tallies):
+        raise typer.Exit(1)
+    if not any(tally.total for _, tally in tallies):
+        console.print("No vector was checked: the files hold none.")
+    else:
+        console.print("Every vector is reproduced exactly.")
+
+
+def _show(console: Console, miss: Miss) -> None:
+    console.print(Text(f"First miss: {miss.vector}, {miss.what}"))
+    for name, value in (("expected", miss.expected), ("got", miss.got)):
+        console.print(Text(f"  {name:<9}{_as_json(value)}"), soft_wrap=True)
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("vectors")(vectors)

