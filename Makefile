@@ -1,15 +1,19 @@
 # Two commands are all a newcomer needs: make demo, make test.
-PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The first Python on the PATH that is new enough; `make PYTHON=…` names another.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(name) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(name))))
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint docs clean
 
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python {v[0]}.{v[1]} found, 3.11 or newer is needed: make PYTHON=python3.12")'
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, none is on the PATH: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo "$(PYTHON) is older than Python 3.11: make PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[workbench,cluster,test]'
 	@touch $@
@@ -25,5 +29,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The command line's reference, from the commands themselves; a test says when it is out of date.
+docs: install
+	$(BIN)/python docs/write_cli.py
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info demo .hypothesis .mypy_cache .ruff_cache

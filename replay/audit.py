@@ -1,7 +1,6 @@
 """The audit of every run: production's own SQL, unedited, on exactly the rows that a decision could see.
 
-A temporary view shadows the ledger table. What the view shows is worked out in SQL from the recorded snapshot (or
-the lag), not from the engine's keys, so that the two ways of knowing what was visible check each other.
+What was visible is known in two ways, by the engine's keys and by the views of `replay.shadow`; they check each other.
 """
 
 from __future__ import annotations
@@ -11,26 +10,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import duckdb
 import numpy as np
-import pyarrow as pa
 
-from replay import queries
 from replay.estimators import ToolsWindow, Window
 from replay.measuring import Measuring
 from replay.settings import PRODUCTION_NOW, Measure, Settings, Tools
+from replay.shadow import Shadow
 from replay.timeline import Ints, Timeline
 
 EVERY_DECISION_UP_TO = 2_000
 SAMPLE = 500
 MEAN_TOLERANCE = 1e-9
-
-_VISIBLE = {
-    "recorded": """CASE WHEN txid IS NULL THEN visible_ms < getvariable('evidence_ms')
-        ELSE txid < getvariable('xmin')
-            OR (txid < getvariable('xmax') AND NOT list_contains(getvariable('running'), txid)) END""",
-    "lagged": "visible_ms < getvariable('evidence_ms')",
-}
 
 
 @dataclass
@@ -96,9 +86,7 @@ def audit(checked: Measuring, calls: Ints, flips: Iterable[int] = ()) -> Audit:
     asked = checked.at_calls(np.repeat(chosen, len(routes)), np.tile(routes, len(chosen)))
     stamps = checked.answer(asked)
     latency_ms = stamps.stamped_latency_ms
-    with duckdb.connect() as connection:
-        _mirror(connection, checked)
-        filters: list[object] = []
+    with Shadow(checked) as shadow:
         for number, call in enumerate(chosen.tolist()):
             span = slice(number * len(routes), (number + 1) * len(routes))
             engine = {
@@ -112,7 +100,7 @@ def audit(checked: Measuring, calls: Ints, flips: Iterable[int] = ()) -> Audit:
                 }
                 for place, route in enumerate(routes.tolist())
             }
-            _check(result, checked, call, engine, _production(connection, checked, call, filters))
+            _check(result, checked, call, engine, _production(shadow, call))
     result.decisions = len(chosen)
     return result
 
@@ -148,69 +136,32 @@ def _evenly(values: Ints, count: int) -> list[int]:
     return [int(values[place]) for place in places]
 
 
-def _mirror(connection: duckdb.DuckDBPyConnection, measuring: Measuring) -> None:
-    """Put the attempts into a mirror of their own, and the view that shadows them into its temporary schema."""
-    timeline = measuring.timeline
-    connection.execute("SET threads = 1")  # the queries are small: threads only cost
-    connection.execute(queries.ddl("mirror"))
-    attempts = timeline.ledger.attempts.sort("ts", "id").to_arrow()  # noqa: F841 - DuckDB reads it by this name
-    connection.execute("INSERT INTO route_observations BY NAME SELECT * FROM attempts")
-    visible = pa.table({"id": timeline.attempts.id, "visible_ms": measuring.visibility.visible_ms})  # noqa: F841
-    connection.execute(
-        "CREATE TABLE all_observations AS "
-        "SELECT a.*, v.visible_ms FROM route_observations AS a JOIN visible AS v USING (id) ORDER BY ts, id"
-    )
-    connection.execute(
-        "CREATE TEMP VIEW route_observations AS SELECT * EXCLUDE (visible_ms) FROM memory.main.all_observations "
-        f"WHERE {_VISIBLE[measuring.visibility.kind]} "
-        "AND NOT list_contains(getvariable('without_kinds'), coalesce(error_kind, '')) "
-        "AND (ok OR NOT getvariable('without_failed'))"
-    )
-
-
-def _production(
-    connection: duckdb.DuckDBPyConnection, measuring: Measuring, call: int, filters: list[object]
-) -> dict[str, dict[str, Any]]:
-    """Return what production's queries say at a decision, per route key; `filters` are the view's present ones."""
-    settings, evidence_ms = measuring.settings, int(measuring.evidence_ms[call])
-    _see(connection, measuring, call)
-    until_ms = queries.END_OF_TIME if measuring.visibility.kind == "recorded" else evidence_ms
-
-    def ask(name: str, window_ms: int, without_kinds: tuple[str, ...], without_failed: bool, **more: int) -> list[Any]:
-        if filters != [without_kinds, without_failed]:
-            connection.execute("SET VARIABLE without_kinds = $1::TEXT[]", [list(without_kinds)])
-            connection.execute(f"SET VARIABLE without_failed = {without_failed}")
-            filters[:] = [without_kinds, without_failed]
-        query = queries.load(name)
-        values = query.bind(since_ms=evidence_ms - window_ms, until_ms=until_ms, **more)
-        return connection.execute(query.text, values).fetchall()
-
+def _production(shadow: Shadow, call: int) -> dict[str, dict[str, Any]]:
+    """Return what production's queries say at a decision, per route key."""
+    settings, evidence_ms = shadow.measuring.settings, int(shadow.measuring.evidence_ms[call])
+    until_ms = shadow.see_call(call)
     said: dict[str, dict[str, Any]] = {}
     reliability, latency, tools = settings.reliability, settings.latency, settings.tools
     assert isinstance(reliability.rule, Window)
     assert isinstance(latency.rule, Window)
     assert isinstance(tools.rule, ToolsWindow)
-    stats = ask("route_stats", reliability.rule.window_ms, reliability.exclude_kinds, False)
-    for row in stats:
+
+    def stats(measure: Measure, window_ms: int) -> list[tuple[Any, ...]]:
+        seen = shadow.without(measure.exclude_kinds)
+        return seen.rows("route_stats", since_ms=evidence_ms - window_ms, until_ms=until_ms)
+
+    rows = stats(reliability, reliability.rule.window_ms)
+    for row in rows:
         said.setdefault("|".join(row[:3]), {}).update(rate=row[3], count=row[6])
     if (latency.rule, latency.exclude_kinds) != (reliability.rule, reliability.exclude_kinds):
-        stats = ask("route_stats", latency.rule.window_ms, latency.exclude_kinds, False)
-    for row in stats:
+        rows = stats(latency, latency.rule.window_ms)
+    for row in rows:
         said.setdefault("|".join(row[:3]), {}).update(mean=row[4], latency_ms=row[5], latency_count=row[8])
+    seen, since_ms = shadow.without(failed=tools.failed == "excluded"), evidence_ms - tools.rule.window_ms
     least = tools.rule.min_samples
-    for row in ask("tool_incapable_routes", tools.rule.window_ms, (), tools.failed == "excluded", min_samples=least):
+    for row in seen.rows("tool_incapable_routes", since_ms=since_ms, until_ms=until_ms, min_samples=least):
         said.setdefault("|".join(row[:3]), {})["capable"] = False
     return said
-
-
-def _see(connection: duckdb.DuckDBPyConnection, measuring: Measuring, call: int) -> None:
-    """Let the view show exactly what a decision saw; one statement text, as every call into DuckDB costs."""
-    seen = f"SET VARIABLE evidence_ms = {int(measuring.evidence_ms[call])}::BIGINT;"
-    if measuring.visibility.kind == "recorded":
-        snapshot = measuring.evidence_snapshot(call)
-        seen += f"SET VARIABLE xmin = {snapshot.xmin}::BIGINT; SET VARIABLE xmax = {snapshot.xmax}::BIGINT;"
-        seen += f"SET VARIABLE running = {sorted(snapshot.running)}::BIGINT[];"
-    connection.execute(seen)
 
 
 _NOTHING: dict[str, Any] = {

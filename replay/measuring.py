@@ -9,7 +9,7 @@ import numpy as np
 
 from replay.readings import Facts, Reads, read_many, read_tools
 from replay.settings import Measure, Settings, Tools
-from replay.timeline import Bools, Floats, Ints, Snapshot, Timeline, Visibility, visibility
+from replay.timeline import NOTHING, Bools, Floats, Ints, Snapshot, Timeline, Visibility, visibility
 from replay.virtual import Luck
 
 Order = Literal["sequence", "time"]
@@ -94,7 +94,7 @@ class Measuring:
         if self.settings.memo_ms is None and text is not None:
             return Snapshot.parse(text)
         key = int(self.evidence_key[call])
-        return self.visibility.snapshots[key - 1] if key > 0 else Snapshot(0, 0, frozenset())
+        return self.visibility.snapshots[key - 1] if key > 0 else NOTHING
 
     def at_calls(self, call: Ints, route: Ints) -> Questions:
         """Ask, for each pair, what call number `call` could read of `route`."""
@@ -109,6 +109,20 @@ class Measuring:
             route=route,
             mute=mute[call],
             order=self.order,
+        )
+
+    def at_instant(self, at_ms: int, route: Ints, process: int = 0) -> Questions:
+        """Ask what a reader at any instant could know of each route; a process's own state is that of `process`."""
+        instants = np.full(len(route), at_ms, dtype=np.int64)
+        return Questions(
+            shared_key=self.visibility.instants(instants),
+            shared_ms=instants,
+            own_key=instants,
+            own_ms=instants,
+            process=np.full(len(route), process, dtype=np.int64),
+            route=route,
+            mute=np.zeros(len(route), dtype=np.bool_),
+            order="time",
         )
 
     def at_starts(self, attempt: Ints) -> Questions:

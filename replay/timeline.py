@@ -262,6 +262,10 @@ class Snapshot:
         return self.xmax - len(self.running)
 
 
+NOTHING = Snapshot(0, 0, frozenset())
+"""A snapshot that sees no transaction."""
+
+
 def visibility(timeline: Timeline, settings: Settings) -> Visibility:
     """Return who sees what: recorded where every call has a snapshot and the settings do not say otherwise."""
     recorded = len(timeline.calls) > 0 and all(text is not None for text in timeline.calls.snapshot)

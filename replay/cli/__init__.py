@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 
-import click
 import typer
 from rich.console import Console
 
 import replay
 from replay.errors import ReplayError
 
-_ROOMS = ("import_", "prices", "run", "compare", "settings", "tools", "cost", "policy", "vectors", "sql")
+_ROOMS = (
+    "demo",
+    "import_",
+    "prices",
+    "run",
+    "compare",
+    "at",
+    "settings",
+    "tools",
+    "cost",
+    "policy",
+    "vectors",
+    "sql",
+)
 
 
 def build_app() -> typer.Typer:
@@ -49,17 +60,10 @@ def run_cli(arguments: list[str] | None = None) -> int:
     """
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
-        result = build_app()(arguments, standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        build_app()(arguments)
     except ReplayError as error:
         errors.print(f"replay: {error}")
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (KeyboardInterrupt, click.Abort):
-        errors.print("replay: stopped; nothing was left half written. Run the same command to start again.")
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+    except SystemExit as ended:  # how typer ends every command, and refuses wrong words with code 2
+        return ended.code if isinstance(ended.code, int) else 0
+    return 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import polars as pl
 import typer
 from rich.console import Console
 
 from analysis.prequential import stamped_line
 from replay import record
 from replay.cli.progress import shown
-from replay.cli.show import audit_said, differences_table, figures_table, flips_table, plain, reproduction_said
+from replay.cli.show import audit_said, console, differences_table, figures_table, flips_table, plain, reproduction_said
 from replay.comparison import Comparison, compare
 
 
@@ -36,15 +37,15 @@ def compare_command(
         compared = compare(stored, mirror, say)
     folder = out or runs[0] / "compare"
     compared.write(folder)
-    print_comparison(Console(), compared, routes)
-    plain(Console(), f"Stored in {folder}")
+    print_comparison(console(), compared, routes)
+    plain(console(), f"Stored in {folder}")
 
 
-def print_comparison(console: Console, compared: Comparison, routes: bool = False) -> None:
-    """Print a comparison: verdict, proofs, then figures."""
-    plain(console, "Verdict", "bold")
+def print_comparison(out: Console, compared: Comparison, routes: bool = False, brief: bool = False) -> None:
+    """Print a comparison: verdict, proofs, then figures; `brief` keeps to what the router read and leaves log loss."""
+    plain(out, "Verdict", "bold")
     for sentence in compared.verdict:
-        plain(console, f"- {sentence}")
+        plain(out, f"- {sentence}")
     seen = set()
     for side in compared.sides:
         made = side.run.record
@@ -53,22 +54,28 @@ def print_comparison(console: Console, compared: Comparison, routes: bool = Fals
             *(audit_said(one) for one in made["replayed"] if one["setting"] == side.settings.name),
         ):
             if sentence not in seen:
-                plain(console, f"- {sentence}")
+                plain(out, f"- {sentence}")
                 seen.add(sentence)
     for note in compared.notes:
-        plain(console, f"Note: {note}", "yellow")
-    plain(console, "")
-    plain(console, stamped_line(compared.figures))
-    console.print(figures_table(compared.figures))
-    console.print(differences_table(compared.differences))
-    if len(compared.flip_summary):
-        console.print(flips_table(compared.flip_summary))
-    else:
-        plain(console, "No decisions to compare: the ledger holds attempts alone.")
+        plain(out, f"Note: {note}", "yellow")
+    plain(out, "")
+    plain(out, stamped_line(compared.figures))
+    figures, differences = compared.figures, compared.differences
+    if brief:
+        leading = (pl.col("question") == "as read") & (pl.col("metric") != "log loss")
+        figures, differences = figures.filter(leading), differences.filter(leading)
+    out.print(figures_table(figures))
+    for pair in differences.partition_by("setting_b", maintain_order=True):
+        out.print(differences_table(pair))
+    for pair in compared.flip_summary.partition_by("setting_b", maintain_order=True):
+        out.print(flips_table(pair))
+    if compared.flip_summary.is_empty():
+        plain(out, "No decisions to compare: the ledger holds attempts alone.")
     for route in sorted(set(compared.figures["scope"]) - {"all"}) if routes else []:
-        plain(console, f"\n{route}", "bold")
-        console.print(figures_table(compared.figures, route))
-        console.print(differences_table(compared.differences, route))
+        plain(out, f"\n{route}", "bold")
+        out.print(figures_table(compared.figures, route))
+        for pair in differences.partition_by("setting_b", maintain_order=True):
+            out.print(differences_table(pair, route))
 
 
 def register(app: typer.Typer) -> None:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from replay import engine, record
 from replay import settings as settings_room
 from replay.cli.policy import admit_named
 from replay.cli.progress import shown
-from replay.cli.show import print_record
+from replay.cli.show import console, print_record
 from replay.durations import duration_ms, instant_ms
 from replay.errors import ReplayError
 from replay.estimators import Ema, Window
@@ -74,7 +73,7 @@ def run_command(
         say("writing the run's folder", 0, 1)
         made = record.make_record(done, ledger.identity, given, inferred, since_ms, until_ms)
         record.write(out, made, done, mirror)
-    print_record(Console(), made, out)
+    print_record(console(), made, out)
     if not done.passed:
         raise typer.Exit(1)
 

@@ -6,10 +6,9 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from replay import settings as settings_room
-from replay.cli.show import plain
+from replay.cli.show import console, plain
 from replay.settings import PRESETS
 
 
@@ -20,13 +19,13 @@ def settings_command(
 
     Example: replay settings production-now
     """
-    console = Console()
+    out = console()
     if name is None:
         for preset in PRESETS:
-            plain(console, f"{preset}  {settings_room.load(preset).identity[:16]}")
+            plain(out, f"{preset}  {settings_room.load(preset).identity[:16]}")
         return
     loaded = settings_room.load(name)
-    plain(console, json.dumps({**loaded.to_dict(), "identity": loaded.identity}, indent=1))
+    plain(out, json.dumps({**loaded.to_dict(), "identity": loaded.identity}, indent=1))
 
 
 def register(app: typer.Typer) -> None:

@@ -12,6 +12,12 @@ from rich.table import Table
 from replay.durations import iso
 
 
+def console() -> Console:
+    """Return a console as wide as the terminal, and wide enough for every table where there is none (a pipe, CI)."""
+    found = Console()
+    return found if found.is_terminal else Console(width=160)
+
+
 def plain(console: Console, text: str, style: str | None = None) -> None:
     """Print a sentence as it is: no markup read from data, no wrapping in the middle of a path."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -102,59 +108,45 @@ def figures_table(figures: pl.DataFrame, scope: str = "all") -> Table:
     table = Table(
         box=None, header_style="bold", pad_edge=False, title="Prediction, before looking", title_justify="left"
     )
-    for heading in ("question", "metric", "setting", "value", "attempts", "stamped"):
+    for heading in ("question", "metric", "setting", "value", "attempts", "stamped", "clipped"):
         table.add_column(heading, justify="left" if heading in ("question", "metric", "setting") else "right")
     for row in figures.filter(pl.col("scope") == scope).iter_rows(named=True):
         if row["value"] is None and not row["attempts"]:
             continue
         stamped = "–" if row["stamped_share"] is None else f"{row['stamped_share']:.1%}"
-        table.add_row(
-            row["question"], row["metric"], row["setting"], number(row["value"]), f"{row['attempts']:,}", stamped
-        )
+        clipped = "" if row["clipped_share"] is None else f"{row['clipped_share']:.1%}"
+        shown = (row["question"], row["metric"], row["setting"], number(row["value"]), f"{row['attempts']:,}")
+        table.add_row(*shown, stamped, clipped)
     return table
 
 
 def differences_table(differences: pl.DataFrame, scope: str = "all") -> Table:
-    """Return paired differences of a scope as a table."""
-    title = "Paired differences, first − second: below 0 the first predicts better"
-    table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
-    for heading in ("question", "metric", "over", "first", "second", "difference", "95 % interval", "attempts"):
+    """Return one pair's paired differences of a scope as a table."""
+    table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
+    pair = (differences["setting_a"][0], differences["setting_b"][0])
+    table.title = f"{pair[0]} − {pair[1]}, paired (below 0: {pair[0]} predicts better)"
+    for heading in ("question", "metric", "over", "difference", "95 % interval", "attempts"):
         table.add_column(heading, justify="right" if heading in ("difference", "attempts") else "left")
     for row in differences.filter(pl.col("scope") == scope).iter_rows(named=True):
         if row["difference"] is None:
             continue
-        table.add_row(
-            row["question"],
-            row["metric"],
-            row["over"],
-            row["setting_a"],
-            row["setting_b"],
-            f"{row['difference']:+.4f}",
-            interval(row),
-            f"{row['attempts']:,}",
-        )
+        shown = (row["question"], row["metric"], row["over"], f"{row['difference']:+.4f}", interval(row))
+        table.add_row(*shown, f"{row['attempts']:,}")
     return table
 
 
 def flips_table(summary: pl.DataFrame) -> Table:
-    """Return flips overall, by cause and by request class as a table."""
-    table = Table(box=None, header_style="bold", pad_edge=False, title="Decisions that flip", title_justify="left")
-    for heading in ("between", "by", "", "flips", "of decisions", "share", "95 % interval", "ties apart"):
-        table.add_column(heading, justify="left" if heading in ("between", "by", "", "95 % interval") else "right")
+    """Return one pair's flips overall, by cause and by request class as a table."""
+    pair = f"{summary['setting_a'][0]} and {summary['setting_b'][0]}"
+    table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
+    table.title = f"Decisions that flip between {pair}"
+    for heading in ("by", "", "flips", "of decisions", "share", "95 % interval", "ties apart"):
+        table.add_column(heading, justify="left" if heading in ("by", "", "95 % interval") else "right")
     for row in summary.filter(pl.col("group") != "day").iter_rows(named=True):
         share = "–" if row["share"] is None else f"{row['share']:.2%}"
         span = (row.get("reason") or "") if row["low"] is None else f"[{row['low']:.2%}, {row['high']:.2%}]"
-        names = f"{row['setting_a']} and {row['setting_b']}" if row["group"] == "all" else ""
-        table.add_row(
-            names,
-            row["group"],
-            row["key"],
-            f"{row['flips']:,}",
-            f"{row['decisions']:,}",
-            share,
-            span,
-            f"{row['ties']:,}",
-        )
+        counts = (f"{row['flips']:,}", f"{row['decisions']:,}", share, span, f"{row['ties']:,}")
+        table.add_row("" if row["group"] == "all" else row["group"], row["key"], *counts)
     return table
 
 
