@@ -105,8 +105,8 @@ def audit(checked: Measuring, calls: Ints, flips: Iterable[int] = ()) -> Audit:
     return result
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+def _known(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _sample(measuring: Measuring, calls: Ints, routes: Ints, flips: list[int]) -> Ints:
@@ -122,7 +122,7 @@ def _sample(measuring: Measuring, calls: Ints, routes: Ints, flips: list[int]) -
     picked = {
         int(calls[0]),
         int(calls[-1]),
-        *_evenly(np.array(sorted(flips), dtype=np.int64), 150),
+        *_evenly(np.array(sorted(set(flips) & set(calls.tolist())), dtype=np.int64), 150),
         *_evenly(empty, 50),
     }
     picked |= set(_evenly(calls, SAMPLE - len(picked)))
@@ -156,7 +156,7 @@ def _production(shadow: Shadow, call: int) -> dict[str, dict[str, Any]]:
     if (latency.rule, latency.exclude_kinds) != (reliability.rule, reliability.exclude_kinds):
         rows = stats(latency, latency.rule.window_ms)
     for row in rows:
-        said.setdefault("|".join(row[:3]), {}).update(mean=row[4], latency_ms=row[5], latency_count=row[8])
+        said.setdefault("|".join(row[:3]), {}).update(mean=_known(row[4]), latency_ms=row[5], latency_count=row[8])
     seen, since_ms = shadow.without(failed=tools.failed == "excluded"), evidence_ms - tools.rule.window_ms
     least = tools.rule.min_samples
     for row in seen.rows("tool_incapable_routes", since_ms=since_ms, until_ms=until_ms, min_samples=least):

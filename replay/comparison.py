@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from analysis import decisions as deciding
 from analysis import prequential
-from replay import offerbook, timeline
+from replay import engine, offerbook, timeline
 from replay.deciding import Decider, Policies, cause
 from replay.engine import Progress
 from replay.errors import NotComparableError, ReplayError
@@ -19,6 +20,9 @@ from replay.ledger.mirror import open_mirror
 from replay.measuring import Measuring
 from replay.record import ROWS_PER_GROUP, StoredRun, require_comparable
 from replay.settings import Settings
+from replay.timeline import Timeline
+
+PROCESS_SEEDS = 20
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Comparison:
     flips: pl.DataFrame
     flip_summary: pl.DataFrame
     agreement: pl.DataFrame
+    process_range: pl.DataFrame
     verdict: list[str]
     notes: list[str] = field(default_factory=list)
 
@@ -48,7 +53,7 @@ class Comparison:
         folder.mkdir(parents=True, exist_ok=True)
         for item in fields(self):
             frame = getattr(self, item.name)
-            if isinstance(frame, pl.DataFrame):
+            if isinstance(frame, pl.DataFrame) and frame.columns:
                 frame.write_parquet(folder / f"{item.name}.parquet", row_group_size=ROWS_PER_GROUP)
 
 
@@ -75,7 +80,8 @@ def sides_of(runs: Sequence[StoredRun]) -> list[Side]:
 def compare(runs: Sequence[StoredRun], mirror: Path | None = None, progress: Progress | None = None) -> Comparison:
     """Compare the first setting with each of the others, on the same input.
 
-    The causes of flips need the ledger: it is read again from `mirror`, or from where the first run found it.
+    The causes of flips, and the range over assumed processes, need the ledger: it is read again from `mirror`, or
+    from where the first run found it.
     """
     say = progress or (lambda what, done, total: None)
     sides = sides_of(runs)
@@ -86,33 +92,31 @@ def compare(runs: Sequence[StoredRun], mirror: Path | None = None, progress: Pro
     say("scoring predictions", 0, 1)
     figures = prequential.score(predictions)
     say("bootstrapping differences", 0, 1)
-    names = [side.name for side in others]
-    differences = prequential.differences(predictions, first.name, names, window_ms=window_ms)
-    flips, summaries, notes = [], [], []
-    for other in others if len(decisions) else []:
-        flipped = deciding.flips(decisions, first.name, other.name)
-        causes, note = _causes(first, other, flipped, mirror, say)
-        notes += [note] if note else []
-        flips.append(
-            flipped.join(causes, on="call_id", how="left").with_columns(
-                setting_a=pl.lit(first.name), setting_b=pl.lit(other.name)
-            )
-        )
-        summary = deciding.flip_summary(decisions, first.name, other.name, causes, window_ms=window_ms)
-        summaries.append(summary.with_columns(setting_a=pl.lit(first.name), setting_b=pl.lit(other.name)))
-    agreed = deciding.agreement(decisions, window_ms=window_ms) if len(decisions) else pl.DataFrame()
-    verdict = deciding.verdict(
-        figures, differences, summaries[0] if summaries else None, agreed if len(agreed) else None
+    differences = prequential.differences(
+        predictions, first.name, [other.name for other in others], window_ms=window_ms
     )
+    axis, notes = _timeline(first.run, mirror)
+    flips, summaries = [], []
+    for other in others if len(decisions) else []:
+        pair = {"setting_a": pl.lit(first.name), "setting_b": pl.lit(other.name)}
+        flipped = deciding.flips(decisions, first.name, other.name)
+        causes = _causes(axis, first, other, flipped, say)
+        flips.append(flipped.join(causes, on="call_id", how="left").with_columns(**pair))
+        summary = deciding.flip_summary(decisions, first.name, other.name, causes, window_ms=window_ms)
+        summaries.append(summary.with_columns(**pair))
+    agreed = deciding.agreement(decisions, window_ms=window_ms) if len(decisions) else pl.DataFrame()
     return Comparison(
-        sides,
-        figures,
-        differences,
-        pl.concat(flips) if flips else pl.DataFrame(),
-        pl.concat(summaries) if summaries else pl.DataFrame(),
-        agreed,
-        verdict,
-        notes,
+        sides=sides,
+        figures=figures,
+        differences=differences,
+        flips=pl.concat(flips) if flips else pl.DataFrame(),
+        flip_summary=pl.concat(summaries) if summaries else pl.DataFrame(),
+        agreement=agreed,
+        process_range=_process_range(axis, sides, say),
+        verdict=deciding.verdict(
+            figures, differences, summaries[0] if summaries else None, agreed if len(agreed) else None
+        ),
+        notes=notes,
     )
 
 
@@ -120,37 +124,66 @@ def _named(frame: pl.DataFrame, side: Side) -> pl.DataFrame:
     return frame.filter(pl.col("setting") == side.settings.name).with_columns(setting=pl.lit(side.name))
 
 
-def _causes(
-    first: Side, other: Side, flipped: pl.DataFrame, mirror: Path | None, say: Progress
-) -> tuple[pl.DataFrame, str | None]:
-    """Exchange one part at a time in every flipped decision, and see which turns it."""
-    none = pl.DataFrame(schema={"call_id": pl.Int64, "cause": pl.String})
-    path = mirror or first.run.mirror
+def _timeline(run: StoredRun, mirror: Path | None) -> tuple[Timeline | None, list[str]]:
+    """Read the ledger that a run replayed; None, and a note, where it is not there."""
+    path = mirror or run.mirror
     if path is None or not path.is_file():
-        return none, f"causes of flips are not known: the mirror is not at {path}; give --mirror"
+        return None, [f"causes of flips are not known: the mirror is not at {path}; give --mirror"]
     with open_mirror(path) as connection:
         ledger = load_ledger(connection)
     for table in TABLES:
-        if ledger.identity[table] != first.run.input["tables"][table]:
+        if ledger.identity[table] != run.input["tables"][table]:
             raise NotComparableError(
-                f"{path} is not what {first.run.folder} replayed: its {table} has other content. "
+                f"{path} is not what {run.folder} replayed: its {table} has other content. "
                 "Replay it again, or name the mirror it was made from with --mirror."
             )
-    same_policy = first.run.record["policy"] == other.run.record["policy"]
-    axis = timeline.build(ledger)
+    return timeline.build(ledger), []
+
+
+_NO_CAUSES: dict[str, type[pl.DataType]] = {"call_id": pl.Int64, "cause": pl.String}
+
+
+def _causes(axis: Timeline | None, first: Side, other: Side, flipped: pl.DataFrame, say: Progress) -> pl.DataFrame:
+    """Exchange one part at a time in every flipped decision, and see which turns it."""
+    if axis is None:
+        return pl.DataFrame(schema=_NO_CAUSES)
     wanted = set(flipped["call_id"].to_list())
-    calls = [index for index, row in enumerate(axis.calls.id.tolist()) if row in wanted]
-    decider = Decider(
-        axis, offerbook.build(axis), Policies(axis, first.run.policy), pl.Series(calls, dtype=pl.Int64).to_numpy()
-    )
+    calls = np.array([index for index, row in enumerate(axis.calls.id.tolist()) if row in wanted], dtype=np.int64)
+    decider = Decider(axis, offerbook.build(axis), Policies(axis, first.run.policy), calls)
     base = decider.parts(Measuring(axis, first.settings))
     against = decider.parts(Measuring(axis, other.settings))
+    same_policy = first.run.record["policy"] == other.run.record["policy"]
     chosen = dict(zip(flipped["call_id"].to_list(), flipped["chosen_b"].to_list(), strict=True))
     rows = []
-    for number, call in enumerate(calls):
+    for number, call in enumerate(calls.tolist()):
         if number % 200 == 0:
             say("finding what turned each flip", number, len(calls))
         row = int(axis.calls.id[call])
         route = axis.number(chosen[row]) if chosen[row] is not None else -1
         rows.append((row, cause(decider, call, base, against, route) if same_policy else "policy"))
-    return pl.DataFrame(rows, schema=none.schema, orient="row"), None
+    return pl.DataFrame(rows, schema=_NO_CAUSES, orient="row")
+
+
+def _process_range(axis: Timeline | None, sides: Sequence[Side], say: Progress) -> pl.DataFrame:
+    """Score every setting that assumes a number of processes under 20 assignments of calls to them.
+
+    Which process took which call is not known then; one seed's figure would be luck. Out: setting, question, metric,
+    and the lowest and highest value over the seeds.
+    """
+    frames = []
+    for side in sides:
+        one = side.settings
+        in_process = "process" in (one.reliability.state, one.latency.state)
+        if axis is None or one.replicas is None or not in_process:
+            continue
+        attempts = np.flatnonzero(np.isin(axis.attempts.id, side.run.predictions["attempt_id"].to_numpy()))
+        for seed in range(PROCESS_SEEDS):
+            say(f"assigning calls to processes under {side.name}", seed, PROCESS_SEEDS)
+            drawn = Measuring(axis, replace(one, name=side.name, seed=seed))
+            scored = prequential.score(engine.predictions(drawn, attempts.astype(np.int64)))
+            frames.append(scored.filter(pl.col("scope") == "all"))
+    if not frames:
+        return pl.DataFrame()
+    value = pl.col("value")
+    grouped = pl.concat(frames).group_by("setting", "question", "metric", maintain_order=True)
+    return grouped.agg(value.min().alias("lowest"), value.max().alias("highest"), value.count().alias("seeds"))

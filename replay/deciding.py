@@ -84,8 +84,15 @@ class Policies:
         self.given = given
         self._by_id: dict[str, Policy] = {}
         for row in timeline.ledger.policies.to_dicts():
-            schema = Schema.declare(json.loads(row["declared_fields"]), json.loads(row["tiers"]))
-            self._by_id[row["policy_id"]] = admit(json.loads(row["term"]), schema)
+            try:
+                schema = Schema.declare(json.loads(row["declared_fields"]), json.loads(row["tiers"]))
+                self._by_id[row["policy_id"]] = admit(json.loads(row["term"]), schema)
+            except (ValueError, TypeError, AttributeError, RecursionError, ReplayError) as error:
+                raise ReplayError(
+                    f"the ledger's policy {row['policy_id']} cannot be read ({error}); expected a term, its declared "
+                    "fields and tiers as JSON that the core admits; correct it in the table policies, or delete it: "
+                    "its calls then count as decided with an unknown policy"
+                ) from error
         self._of_call = [row["policy_id"] for row in timeline.calls.rows]
 
     def recorded(self, call: int) -> Policy | None:
@@ -133,17 +140,22 @@ class Decider:
         asked, segment = self.asked[call], self.layout.segments[call]
         if policy is None or asked.request is None:
             return None
-        open_breakers, disabled = parts.health[call]
-        bare = self._priced(call, segment, parts.price)
-        hot = asked.hot_route if "cache_hot" in policy.schema.fields else None
-        candidates = stamp(bare, self._evidence(call, parts), hot)
-        state = State(open_breakers, disabled, asked.credits)
+        candidates, state = self.inputs(call, parts, policy)
         try:
             ranking = plan(policy, candidates, asked.request, state, asked.seed)
         except AdmissionError:  # of the request's envelope
             return None
-        first = (index for index in ranking.ordered if candidates[index].provider_id not in disabled)
-        return Decision(candidates, segment.routes, ranking, next(first, None), disabled, policy)
+        first = (index for index in ranking.ordered if candidates[index].provider_id not in state.disabled)
+        return Decision(candidates, segment.routes, ranking, next(first, None), state.disabled, policy)
+
+    def inputs(self, call: int, parts: Parts, policy: Policy) -> tuple[tuple[Candidate, ...], State]:
+        """Return what the core is given besides policy, request and seed: stamped candidates, and the state."""
+        asked, segment = self.asked[call], self.layout.segments[call]
+        open_breakers, disabled = parts.health[call]
+        bare = self._priced(call, segment, parts.price)
+        hot = asked.hot_route if "cache_hot" in policy.schema.fields else None
+        candidates = stamp(bare, self._evidence(call, parts), hot)
+        return candidates, State(open_breakers, disabled, asked.credits)
 
     def _evidence(self, call: int, parts: Parts) -> Evidence:
         """Put a decision's stamps into the form the live router reads."""
@@ -229,9 +241,10 @@ def _asked(timeline: Timeline, call: int) -> Asked:
     try:
         record: dict[str, Any] = json.loads(row["request"]) if row["request"] else _from_label(row["requested_model"])
         request = Request.from_record(record)
-    except (ValueError, AttributeError, ReplayError):
+        seed = int(record.get("seed") or 0)
+        credits = State.from_record({"credits": record.get("credits")}).credits
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, ReplayError):
         return Asked(None, 0, {}, None, "refused")
-    seed, credits = int(record.get("seed") or 0), record.get("credits") or {}
     return Asked(request, seed, credits, record.get("hot_route"), _kind(request))
 
 

@@ -54,6 +54,7 @@ class Run:
     decisions: pl.DataFrame
     predictions: pl.DataFrame
     warnings: list[str] = field(default_factory=list)
+    proved: bool = True
 
     @property
     def passed(self) -> bool:
@@ -68,13 +69,16 @@ def run(
     since_ms: int | None = None,
     until_ms: int | None = None,
     progress: Progress | None = None,
+    *,
+    prove: bool = True,
 ) -> Run:
     """Replay a ledger under each of the settings.
 
     `policy` decides every call; None decides each with the policy it was recorded with. Only calls decided, and
     attempts ended, in [since_ms, until_ms) are reported; evidence from before is read all the same, so a slice's
-    first decision is what it is in a longer run. Raises ReplayError where the ledger is empty, or has calls but
-    neither recorded policies nor a given one.
+    first decision is what it is in a longer run. `prove=False` leaves out reproduction, audit and the effect of the
+    write lag, for a look while a slider moves; such a run is never written. Raises ReplayError where the ledger is
+    empty, or has calls but neither recorded policies nor a given one.
     """
     say = progress or (lambda what, done, total: None)
     if len(ledger.attempts) == 0:
@@ -90,24 +94,26 @@ def run(
         )
     decider = Decider(axis, offerbook.build(axis), policies, selected)
     attempts = _within(axis.attempts.ts_ms, since_ms, until_ms)
-    known = recorded_settings(axis)
+    known = recorded_settings(axis) if prove else {}
     recorded = {identity: decider.parts(one) for identity, one in measurings(axis, known).items()}
     say("reproducing what was recorded", 0, 1)
-    reproduction = reproduce(decider, recorded, known)
+    reproduction = reproduce(decider, recorded, known) if prove else Reproduction()
     replayed = []
     for one in settings:
         measuring = Measuring(axis, one)
-        parts = recorded.get(one.identity) or decider.parts(measuring)
-        replayed.append(_replay(decider, measuring, parts, attempts, say))
-        if reproduction.kind == "none" and len(selected):
+        parts = (None if one.memo_ms is not None else recorded.get(one.identity)) or decider.parts(measuring)
+        replayed.append(_replay(decider, measuring, parts, attempts, say, prove))
+        if prove and reproduction.kind == "none" and len(selected):
             reproduction = replace(agree(decider, parts), incomplete=reproduction.excluded)
-    _audit(axis, selected, replayed, say)
+    if prove:
+        _audit(axis, selected, replayed, say)
     return Run(
         reproduction,
         replayed,
         pl.concat([one.decisions for one in replayed]),
         pl.concat([one.predictions for one in replayed]),
         _warnings(decider, replayed),
+        prove,
     )
 
 
@@ -124,7 +130,9 @@ def _within(at_ms: Ints, since_ms: int | None, until_ms: int | None) -> Ints:
     return np.flatnonzero((at_ms >= low) & (at_ms < high)).astype(np.int64)
 
 
-def _replay(decider: Decider, measuring: Measuring, parts: Parts, attempts: Ints, say: Progress) -> Replayed:
+def _replay(
+    decider: Decider, measuring: Measuring, parts: Parts, attempts: Ints, say: Progress, prove: bool
+) -> Replayed:
     name = measuring.settings.name
     rows, undecided = [], 0
     total = len(decider.selected)
@@ -134,14 +142,14 @@ def _replay(decider: Decider, measuring: Measuring, parts: Parts, attempts: Ints
         decision = decider.decide(call, parts)
         undecided += decision is None
         if decision is not None:
-            rows.append(_row(decider, call, decision, parts, name))
+            rows.append(_row(decider, call, decision, name, int(measuring.evidence_ms[call])))
     decisions = pl.DataFrame(rows, schema=DECISIONS, orient="row")
     return Replayed(
         settings=measuring.settings,
         visibility=measuring.visibility.kind,
         decisions=decisions,
         predictions=predictions(measuring, attempts),
-        lag_flips=_lag_flips(decider, measuring, decisions, say),
+        lag_flips=_lag_flips(decider, measuring, decisions, say) if prove else None,
         undecided=undecided,
     )
 
@@ -231,7 +239,7 @@ is the SHA-256 of the full order with its scores.
 """
 
 
-def _row(decider: Decider, call: int, decision: Decision, parts: Parts, setting: str) -> tuple[object, ...]:
+def _row(decider: Decider, call: int, decision: Decision, setting: str, evidence_ms: int) -> tuple[object, ...]:
     axis, calls = decider.timeline, decider.timeline.calls
     name = [*axis.routes, None]
     ranking = decision.plan
@@ -254,7 +262,7 @@ def _row(decider: Decider, call: int, decision: Decision, parts: Parts, setting:
         setting,
         int(calls.id[call]),
         int(calls.decided_ms[call]),
-        int(calls.evidence_ms[call]),
+        evidence_ms,
         decision.policy.identity,
         decider.asked[call].kind,
         name[int(calls.route[call])],
@@ -369,7 +377,10 @@ def _warnings(decider: Decider, replayed: Sequence[Replayed]) -> list[str]:
 
 
 def _gaps(axis: Timeline) -> int:
-    """Count the numbers that no row of a replica carries: each was a decision or an attempt that was never written."""
+    """Count the numbers between a replica's first and last that no row carries: decisions and attempts never written.
+
+    Numbers before the first are not counted: retention deletes old rows, and a ledger may begin anywhere.
+    """
     numbers: dict[str, set[int]] = {}
     for replica, sequence in (
         *zip(axis.calls.replica, axis.calls.replica_seq.tolist(), strict=True),
@@ -377,4 +388,4 @@ def _gaps(axis: Timeline) -> int:
     ):
         if replica is not None and sequence >= 0:
             numbers.setdefault(replica, set()).add(sequence)
-    return sum(max(seen) - len(seen) for seen in numbers.values())
+    return sum(max(seen) - min(seen) + 1 - len(seen) for seen in numbers.values())

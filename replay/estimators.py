@@ -161,7 +161,10 @@ class DoubleDouble:
 
 
 class _WindowStream:
-    """Rows sorted by (at_ms, identity); `first` is the first row inside the window last read."""
+    """Rows sorted by (at_ms, identity); `first` is the first row inside the window last read.
+
+    A value that is no finite number leaves the window without an estimate as long as it is in it, and no longer.
+    """
 
     def __init__(self, window_ms: int) -> None:
         self.window_ms = window_ms
@@ -169,28 +172,41 @@ class _WindowStream:
         self.first = 0
         self.since_ms = -(2**63)
         self.sum = DoubleDouble()
+        self.unusable = 0
 
     def fold(self, at_ms: int, identity: int, value: float) -> None:
         bisect.insort(self.rows, (at_ms, identity, value))
         if at_ms >= self.since_ms:
-            self.sum.add(value)
+            self._enter(value)
         else:  # already older than the window when it became visible
             self.first += 1
 
     def read(self, at_ms: int) -> Reading:
         self._move(at_ms - self.window_ms)
         count = len(self.rows) - self.first
-        return Reading(self.sum.value / count, count) if count else Reading(None, 0)
+        return Reading(self.sum.value / count if count and not self.unusable else None, count)
+
+    def _enter(self, value: float) -> None:
+        if math.isfinite(value):
+            self.sum.add(value)
+        else:
+            self.unusable += 1
+
+    def _leave(self, value: float) -> None:
+        if math.isfinite(value):
+            self.sum.add(-value)
+        else:
+            self.unusable -= 1
 
     def _move(self, since_ms: int) -> None:
         """Move the window's edge; back, too, as the clocks of two replicas need not agree."""
         self.since_ms = since_ms
         while self.first < len(self.rows) and self.rows[self.first][0] < since_ms:
-            self.sum.add(-self.rows[self.first][2])
+            self._leave(self.rows[self.first][2])
             self.first += 1
         while self.first > 0 and self.rows[self.first - 1][0] >= since_ms:
             self.first -= 1
-            self.sum.add(self.rows[self.first][2])
+            self._enter(self.rows[self.first][2])
 
 
 class _CountStream:

@@ -7,9 +7,10 @@ from typing import Literal
 
 import numpy as np
 
+from replay.estimators import Window
 from replay.readings import Facts, Reads, read_many, read_tools
 from replay.settings import Measure, Settings, Tools
-from replay.timeline import NOTHING, Bools, Floats, Ints, Snapshot, Timeline, Visibility, visibility
+from replay.timeline import NEVER, Bools, Floats, Ints, Snapshot, Timeline, Visibility, visibility
 from replay.virtual import Luck
 
 Order = Literal["sequence", "time"]
@@ -80,7 +81,7 @@ class Measuring:
             memo = last.get(process)
             if memo is not None and 0 <= calls.decided_ms[call] - instants[memo] < memo_ms:
                 instants[call], keys[call] = instants[memo], keys[memo]
-            else:
+            elif calls.state[call] != "unavailable":  # a failed reading leaves nothing to reuse
                 last[process] = call
         return instants, keys
 
@@ -89,12 +90,21 @@ class Measuring:
         return self.timeline.calls.replica_seq if self.order == "sequence" else self.timeline.calls.decided_ms
 
     def evidence_snapshot(self, call: int) -> Snapshot:
-        """Return the snapshot a decision's evidence was read with; recorded visibility only."""
+        """Return the snapshot a decision's evidence was read with, the first one before it is known.
+
+        Recorded visibility only.
+        """
         text = self.timeline.calls.snapshot[call]
         if self.settings.memo_ms is None and text is not None:
             return Snapshot.parse(text)
-        key = int(self.evidence_key[call])
-        return self.visibility.snapshots[key - 1] if key > 0 else NOTHING
+        return self.visibility.snapshots[max(int(self.evidence_key[call]), 1) - 1]
+
+    def evidence_until_ms(self, call: int) -> tuple[int, int]:
+        """Return before which instants rows without, and rows with, a transaction id had to be visible to be seen."""
+        evidence_ms, key = int(self.evidence_ms[call]), int(self.evidence_key[call])
+        if self.visibility.kind == "lagged" or key <= 0:
+            return evidence_ms, evidence_ms
+        return int(self.visibility.reach_ms[key - 1]), int(NEVER)
 
     def at_calls(self, call: Ints, route: Ints) -> Questions:
         """Ask, for each pair, what call number `call` could read of `route`."""
@@ -158,6 +168,8 @@ class Measuring:
         if measure.zero_latency == "unknown":
             values[~(values > 0)] = np.nan
         values[~attempts.ok] = np.nan if measure.failed_latency_ms is None else measure.failed_latency_ms
+        if not isinstance(measure.rule, Window):  # production's query averages what it finds; no fold recovers from it
+            values[np.isinf(values)] = np.nan
         counted = np.flatnonzero(_kinds_kept(self.timeline, measure) & ~np.isnan(values))
         return counted, values[counted]
 
@@ -221,8 +233,9 @@ def _processes(timeline: Timeline, settings: Settings) -> tuple[Ints, Ints, int]
     and its life between two of the settings' restarts. An attempt is its call's.
     """
     calls, attempts = timeline.calls, timeline.attempts
-    call_life = np.searchsorted(np.array(settings.restarts, dtype=np.int64), calls.decided_ms, side="right")
-    attempt_life = np.searchsorted(np.array(settings.restarts, dtype=np.int64), attempts.ts_ms, side="right")
+    restarts = np.array(sorted(settings.restarts), dtype=np.int64)
+    call_life = np.searchsorted(restarts, calls.decided_ms, side="right")
+    attempt_life = np.searchsorted(restarts, attempts.ts_ms, side="right")
     if settings.replicas is None:
         names = sorted({name or "" for name in (*calls.replica, *attempts.replica)})
         number = {name: index for index, name in enumerate(names)}

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from replay.core import Candidate
+from replay.errors import ReplayError
 from replay.ledger.rows import OfferRow, columns
 from replay.prices import cached_price
 from replay.timeline import Ints, Timeline
@@ -50,7 +51,8 @@ def build(timeline: Timeline) -> OfferBook:
     frame = timeline.ledger.offers
     recorded = len(frame) > 0
     offers = [OfferRow(**row) for row in frame.select(columns(OfferRow)).to_dicts()] if recorded else []
-    offers = offers or _from_ledger(timeline)
+    offers = [offer for offer in offers if offer.valid_to is None or offer.valid_to > offer.valid_from]
+    offers = offers if recorded else _from_ledger(timeline)
     # An instant before every offer has no candidates, so the first segment is empty and starts before all time.
     changes = {offer.valid_from for offer in offers} | {
         offer.valid_to for offer in offers if offer.valid_to is not None
@@ -77,7 +79,13 @@ class _Known:
     """An offer with what is derived from it once."""
 
     def __init__(self, offer: OfferRow, timeline: Timeline) -> None:
-        self.candidate = offer.candidate()
+        try:
+            self.candidate = offer.candidate()
+        except (ValueError, TypeError) as error:
+            raise ReplayError(
+                f"offer {offer.id} in offer_history cannot be read ({error}); expected its capabilities and declared "
+                "fields to be JSON objects, or null; correct the row"
+            ) from error
         self.route = timeline.route_of(self.candidate.route_key)
         self.price_cached_in = offer.price_cached_in
 
@@ -99,7 +107,7 @@ def _from_ledger(timeline: Timeline) -> list[OfferRow]:
     prices = {(row["provider_id"], row["model_family"]): row for row in timeline.ledger.prices.to_dicts()}
     offers = []
     for route, first_ms in frame.iter_rows():
-        provider, family, served_by = timeline.routes[route].split("|", 2)
+        provider, family, served_by = (*timeline.routes[route].split("|", 2), "", "")[:3]
         if served_by == "" and f"{timeline.routes[route]}{provider}" in timeline.routes:
             continue  # the same candidate, written in full elsewhere
         price = prices.get((provider, family), {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -95,16 +96,17 @@ def _measured(timeline: Timeline, book: OfferBook) -> dict[tuple[str, str], Meas
     )
     decided = dict(zip(timeline.calls.id.tolist(), timeline.calls.decided_ms.tolist(), strict=True))
     series: dict[tuple[str, str], list[tuple[int, int, float, float]]] = {}
-    for row in frame.to_dicts():
+    for row in frame.filter(pl.col("id").is_in(list(decided))).to_dicts():
         segment = book.at(decided[row["id"]])
         found = np.flatnonzero(segment.routes == timeline.number(row["route_key"] or ""))
         place = int(found[0]) if len(found) and timeline.number(row["route_key"] or "") >= 0 else None
         listed = None if place is None else list_prices(segment, place)
-        if listed is not None:
+        if listed is not None and all(0 <= price < math.inf for price in listed):
             tokens = (row["tokens_in"], row["tokens_cached"] or 0, row["tokens_out"] or 0)
             expected = cost_usd(*tokens, *listed)
             key = (row["provider_id"] or "", row["model_family"] or "")
-            series.setdefault(key, []).append((row["ts"] * 1000, row["id"], row["cost_usd"], expected))
+            last_ms = row["ts"] * 1000 + 999  # a call's end is known in whole seconds: never count it too early
+            series.setdefault(key, []).append((last_ms, row["id"], row["cost_usd"], expected))
     return {key: _running(sorted(rows)) for key, rows in series.items()}
 
 

@@ -113,6 +113,7 @@ def _reproduction(result: Reproduction) -> dict[str, Any]:
         "decisions": result.decisions,
         "compared": result.compared,
         "agreed": result.agreed,
+        "forced": result.forced,
         "excluded": dict(sorted(result.excluded.items())),
         "incomplete": dict(sorted(result.incomplete.items())),
         "causes": dict(sorted(result.causes.items())),
@@ -144,7 +145,9 @@ def decision_hash(decisions: pl.DataFrame) -> str:
 
 def write(folder: Path, record: dict[str, Any], run: Run, mirror: Path | None = None) -> None:
     """Write a run's folder whole: it appears only when everything in it is written, replacing an earlier run."""
-    if folder.exists() and not (folder / "record.json").is_file() and any(folder.iterdir()):
+    if not run.proved:
+        raise ReplayError("a replay without its audit is not written; run it with prove=True")
+    if folder.exists() and not (folder / "record.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ReplayError(f"{folder} exists and is not a run's folder; nothing was written: give another folder")
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from replay import settings as settings_room
 from replay.deciding import Decider, Decision, Parts
 from replay.durations import iso
+from replay.errors import ReplayError
 from replay.measuring import Measuring
 from replay.settings import Settings
 from replay.timeline import Timeline
@@ -34,6 +36,7 @@ class Reproduction:
     agreed: int = 0
     excluded: Counter[str] = field(default_factory=Counter)
     incomplete: Counter[str] = field(default_factory=Counter)  # agreement: why it cannot be reproduction
+    forced: int = 0  # agreement: compared calls for which only one candidate qualified, so agreeing says nothing
     causes: Counter[str] = field(default_factory=Counter)
     first_mismatch: str | None = None
 
@@ -49,9 +52,16 @@ class Reproduction:
 
 
 def recorded_settings(timeline: Timeline) -> dict[str, Settings]:
-    """Return the measurement settings in the ledger by identity."""
-    rows = timeline.ledger.settings.to_dicts()
-    return {row["settings_id"]: settings_room.from_dict(json.loads(row["settings"]), name="recorded") for row in rows}
+    """Return the measurement settings in the ledger by identity, without those that this version cannot read.
+
+    A recorded decision's evidence instant is known, so a recorded memo has nothing left to say.
+    """
+    known = {}
+    for row in timeline.ledger.settings.to_dicts():
+        with suppress(ValueError, ReplayError):
+            read = settings_room.from_dict(json.loads(row["settings"]), name="recorded")
+            known[row["settings_id"]] = replace(read, memo_ms=None)
+    return known
 
 
 def excluded_because(decider: Decider, known: dict[str, Settings], call: int) -> str | None:
@@ -67,7 +77,7 @@ def excluded_because(decider: Decider, known: dict[str, Settings], call: int) ->
     if decider.asked[call].request is None:
         return "request refused by the core"
     if row["settings_id"] not in known:
-        return "settings not recorded"
+        return "settings not recorded" if row["settings_id"] is None else "settings not in the ledger, or unreadable"
     if calls.first_attempt[call] < 0 and calls.route[call] >= 0:
         return "first attempt not recorded"
     return None
@@ -112,6 +122,7 @@ def agree(decider: Decider, parts: Parts) -> Reproduction:
             result.excluded["no route recorded" if recorded < 0 else "unknown policy"] += 1
             continue
         result.compared += 1
+        result.forced += len(decision.plan.ordered) == 1
         if decision.chosen_route == recorded:
             result.agreed += 1
         else:

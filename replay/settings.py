@@ -156,7 +156,7 @@ def from_dict(data: Mapping[str, Any], name: str = "unnamed") -> Settings:
     """
     reader = _Reader(data, "settings")
     settings = Settings(
-        name=str(reader.take("name", name)),
+        name=reader.text("name", name),
         reliability=_measure(reader, "reliability"),
         latency=_measure(reader, "latency"),
         tools=_tools(reader),
@@ -164,10 +164,10 @@ def from_dict(data: Mapping[str, Any], name: str = "unnamed") -> Settings:
         memo_ms=reader.take_duration("memo", None),
         visibility=reader.choice("visibility", ("best", "lagged"), "best"),
         lag_ms=_lag(reader),
-        replicas=reader.take("replicas", None),
-        restarts=tuple(instant_ms(at) for at in reader.take("restarts", ())),
-        honour_open_breaker_ms=bool(reader.take("honour_open_breaker_ms", False)),
-        seed=int(reader.take("seed", 0)),
+        replicas=reader.whole("replicas", None),
+        restarts=tuple(sorted({instant_ms(at) for at in reader.several("restarts", "instants")})),
+        honour_open_breaker_ms=reader.flag("honour_open_breaker_ms", False),
+        seed=reader.whole("seed", 0),
     )
     reader.done()
     if settings.replicas is not None and settings.replicas < 1:
@@ -193,10 +193,48 @@ class _Reader:
     def take_duration(self, key: str, default: int | None) -> Any:
         """Read `key` with a unit ("15m") or `key_ms` as an integer."""
         text, number = self.take(key, None), self.take(f"{key}_ms", None)
-        value = number if text is None else duration_ms(text)
+        if number is not None and type(number) is not int:
+            raise self._refused(f"{key}_ms", number, "a whole number of ms")
+        given = number if text is None else text
+        value = None if given is None else duration_ms(given)
         if value is not None and value < 0:
-            raise ReplayError(f"{self.path}.{key} is {text or value}; expected a duration of 0 or more, such as 15m")
+            raise self._refused(key, given, "a duration of 0 or more, such as 15m")
         return default if value is None else value
+
+    def text(self, key: str, default: str) -> str:
+        value = self.take(key, default)
+        if not isinstance(value, str):
+            raise self._refused(key, value, "a text")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.take(key, default)
+        if not isinstance(value, bool):
+            raise self._refused(key, value, "true or false")
+        return value
+
+    def whole(self, key: str, default: int | None) -> Any:
+        value = self.take(key, default)
+        if value is not None and type(value) is not int:
+            raise self._refused(key, value, "a whole number")
+        return value
+
+    def number(self, key: str) -> float | None:
+        value = self.take(key, None)
+        if value is None:
+            return None
+        if type(value) not in (int, float) or not abs(value) < 2**1023:
+            raise self._refused(key, value, "a finite number")
+        return float(value)
+
+    def several(self, key: str, what: str) -> list[Any]:
+        value = self.take(key, ())
+        if not isinstance(value, list | tuple):
+            raise self._refused(key, value, f"a list of {what}")
+        return list(value)
+
+    def _refused(self, key: str, value: object, expected: str) -> ReplayError:
+        return ReplayError(f"{self.path}.{key} is {value!r}; expected {expected}; correct the settings")
 
     def choice(self, key: str, allowed: tuple[str, ...], default: str) -> Any:
         value = self.take(key, default)
@@ -219,18 +257,16 @@ def _rule(reader: _Reader, rules: Mapping[str, type], default: str) -> Any:
     values = {}
     for item in fields(kind):
         key = item.name.removesuffix("_ms")
-        value = reader.take_duration(key, None) if item.name.endswith("_ms") else reader.take(key, None)
+        if item.name.endswith("_ms"):
+            value: Any = reader.take_duration(key, None)
+        else:
+            value = reader.number(key) if item.type == "float" else reader.whole(key, None)
         if value is None:
             raise ReplayError(
                 f"{reader.path} has rule {name!r} without {key!r}; say {key} = {_EXAMPLES[key]}, for example"
             )
         values[item.name] = value
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ReplayError(
-            f"{reader.path}: {values} does not fit rule {name!r}; expected numbers and durations"
-        ) from error
+    return kind(**values)
 
 
 _EXAMPLES = {"window": '"15m"', "n": "20", "alpha": "0.2", "tau": '"10s"', "min_samples": "20", "horizon": '"30m"'}
@@ -243,10 +279,10 @@ def _measure(outer: _Reader, key: str) -> Measure:
     measure = Measure(
         rule=_rule(reader, _RULES, "window"),
         state=reader.choice("state", ("shared", "process"), "shared"),
-        exclude_kinds=tuple(sorted(reader.take("exclude_kinds", ()))),
-        when_cold=reader.take("when_cold", None),
-        when_empty=reader.take("when_empty", None),
-        failed_latency_ms=reader.take("failed_latency_ms", None),
+        exclude_kinds=tuple(sorted({str(kind) for kind in reader.several("exclude_kinds", "error kinds")})),
+        when_cold=reader.number("when_cold"),
+        when_empty=reader.number("when_empty"),
+        failed_latency_ms=reader.number("failed_latency_ms"),
         zero_latency=reader.choice("zero_latency", ("value", "unknown"), "value"),
     )
     reader.done()
@@ -268,15 +304,24 @@ def _tools(outer: _Reader) -> Tools:
 
 def _prices(outer: _Reader) -> Prices:
     reader = outer.table("prices")
-    at = reader.take("at", None) or reader.take("at_ms", None)
+    at, at_ms = reader.take("at", None), reader.take("at_ms", None)
+    at = at_ms if at is None else at
+    scale = reader.table("scale")
     prices = Prices(
         mode=reader.choice("mode", ("recorded", "at", "scaled", "measured"), "recorded"),
         at_ms=None if at is None else instant_ms(at),
-        scale={str(provider): float(factor) for provider, factor in reader.take("scale", {}).items()},
+        scale={provider: scale.number(provider) or 0.0 for provider in list(scale.left)},
         window_ms=reader.take_duration("window", 86_400_000),
-        min_calls=int(reader.take("min_calls", 20)),
+        min_calls=reader.whole("min_calls", 20),
     )
     reader.done()
+    if min(prices.scale.values(), default=0.0) < 0:
+        raise ReplayError(f"settings.prices.scale is {dict(prices.scale)}; expected factors of 0 or more; correct it")
+    if prices.window_ms <= 0 or prices.min_calls < 1:
+        raise ReplayError(
+            f"settings.prices has a window of {prices.window_ms} ms and min_calls {prices.min_calls}; expected both "
+            'more than 0; give for example window = "24h" and min_calls = 20'
+        )
     if prices.mode == "at" and prices.at_ms is None:
         raise ReplayError(
             'settings.prices has mode "at" without an instant; say for example at = "2026-03-02T00:00:00Z"'
@@ -309,7 +354,10 @@ def load(name_or_path: str) -> Settings:
         path = Path(name_or_path)
         if not path.is_file():
             raise ReplayError(f"no settings {name_or_path!r}; expected a TOML file or a preset: {', '.join(PRESETS)}")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ReplayError(f"{path} cannot be read ({error}); expected a TOML file in UTF-8") from error
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -17,10 +17,10 @@ from replay import queries
 from replay.measuring import Measuring
 from replay.timeline import NOTHING, Snapshot
 
-_RECORDED = """CASE WHEN txid IS NULL THEN visible_ms < getvariable('evidence_ms')
-    ELSE txid < getvariable('xmin')
-        OR (txid < getvariable('xmax') AND NOT list_contains(getvariable('running'), txid)) END"""
-_LAGGED = "visible_ms < getvariable('evidence_ms')"
+_RECORDED = """CASE WHEN txid IS NULL THEN visible_ms < getvariable('until_ms')
+    ELSE visible_ms < getvariable('numbered_until_ms') AND (txid < getvariable('xmin')
+        OR (txid < getvariable('xmax') AND NOT list_contains(getvariable('running'), txid))) END"""
+_LAGGED = "visible_ms < getvariable('until_ms')"
 
 
 class Shadow:
@@ -70,12 +70,17 @@ class Shadow:
         self._connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM rows_read")
         self._connection.unregister("rows_read")
 
-    def see(self, evidence_ms: int, snapshot: Snapshot) -> int:
+    def see(self, evidence_ms: int, snapshot: Snapshot, visible_until_ms: tuple[int, int] | None = None) -> int:
         """Show what a reader at `evidence_ms` with this snapshot saw; return the `until_ms` to ask with.
 
-        Where visibility is recorded there is no upper bound in time, as in production.
+        `visible_until_ms`: before which instants rows without and rows with a transaction id had to be visible; by
+        default the first before `evidence_ms`, and the others whenever the snapshot sees them. Where visibility is
+        recorded there is no upper bound in time, as in production.
         """
-        seen = f"SET VARIABLE evidence_ms = {evidence_ms}::BIGINT;"
+        until_ms, numbered_until_ms = visible_until_ms or (evidence_ms, queries.END_OF_TIME)
+        seen = (
+            f"SET VARIABLE until_ms = {until_ms}::BIGINT; SET VARIABLE numbered_until_ms = {numbered_until_ms}::BIGINT;"
+        )
         recorded = self.measuring.visibility.kind == "recorded"
         if recorded:
             seen += f"SET VARIABLE xmin = {snapshot.xmin}::BIGINT; SET VARIABLE xmax = {snapshot.xmax}::BIGINT;"
@@ -87,7 +92,7 @@ class Shadow:
         """Show what a decision saw; return the `until_ms` to ask with."""
         recorded = self.measuring.visibility.kind == "recorded"
         snapshot = self.measuring.evidence_snapshot(call) if recorded else NOTHING
-        return self.see(int(self.measuring.evidence_ms[call]), snapshot)
+        return self.see(int(self.measuring.evidence_ms[call]), snapshot, self.measuring.evidence_until_ms(call))
 
     def without(self, kinds: tuple[str, ...] = (), failed: bool = False) -> Shadow:
         """Leave attempts of some error kinds, or all failed ones, out of what is shown from now on."""

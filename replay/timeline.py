@@ -14,6 +14,7 @@ when the attempt's key is smaller. What a key is depends on what the ledger reco
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from replay.errors import ReplayError
 from replay.ledger.load import Ledger
 from replay.settings import Settings
 from replay.virtual import Luck
@@ -31,6 +33,9 @@ Bools = NDArray[np.bool_]
 
 NEVER = np.int64(2**62)
 """A key no reader reaches."""
+
+BEFORE = np.int64(2**61)
+"""Keys of what came before the first snapshot of a ledger: instants less this, so below every snapshot's place."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Attempts:
     call: Ints
     number: Ints
     ok: Bools
-    latency_ms: Floats  # nan: not recorded
+    latency_ms: Floats  # nan: not recorded; inf: recorded, but no finite number
     error_kind: list[str | None]
     tools_requested: Bools
     tools_emitted: Bools
@@ -104,7 +109,7 @@ class Timeline:
 
 
 def _without_server(key: str) -> str | None:
-    provider, family, served_by = key.split("|", 2)
+    provider, family, served_by = (*key.split("|", 2), "", "")[:3]
     return f"{provider}|{family}|" if served_by == provider else None
 
 
@@ -113,7 +118,7 @@ class Visibility:
     """Keys of every attempt and every decision; `instants` gives the key of a reader at any instant.
 
     `visible_ms` is each attempt's end plus the assumed write lag. Recorded: `snapshots[key − 1]` is what a reader with
-    that key saw.
+    that key saw, and of rows without a transaction id those that were visible before `reach_ms[key − 1]`.
     """
 
     kind: Literal["recorded", "lagged"]
@@ -121,6 +126,7 @@ class Visibility:
     calls: Ints
     visible_ms: Ints
     snapshots: list[Snapshot]
+    reach_ms: Ints
     _known_ms: Ints  # recorded: evidence instants in order, and the highest key read until then
     _known_key: Ints
 
@@ -129,7 +135,7 @@ class Visibility:
         if self.kind == "lagged":
             return at_ms
         place = np.searchsorted(self._known_ms, at_ms, side="right") - 1
-        return np.where(place >= 0, self._known_key[np.maximum(place, 0)], 0).astype(np.int64)
+        return np.where(place >= 0, self._known_key[np.maximum(place, 0)], at_ms - BEFORE).astype(np.int64)
 
 
 def route_key_expr() -> pl.Expr:
@@ -173,8 +179,9 @@ def _call_frame(ledger: Ledger) -> pl.DataFrame:
     frame = ledger.calls.with_columns(decided_ms=pl.coalesce("decided_at", guessed))
     frame = frame.with_columns(evidence_ms=pl.coalesce("evidence_at", "decided_ms"))
     frame = frame.with_columns(route=pl.when(pl.col("route_key") != "").then(pl.col("route_key")))
-    # A replica numbers its decisions; a call of it without a number ended before one was made.
-    frame = frame.filter(pl.col("replica").is_null() | pl.col("replica_seq").is_not_null())
+    # Where replicas number their decisions, a call of one without a number ended before it was decided.
+    unnumbered = pl.col("replica_seq").is_null()
+    frame = frame.filter(pl.col("replica").is_null() | ~unnumbered | unnumbered.all())
     return frame.sort("decided_ms", "id")
 
 
@@ -197,7 +204,7 @@ def _attempts(frame: pl.DataFrame, index: dict[str, int], call_of: dict[str, int
         call=np.array(calls, dtype=np.int64),
         number=_ints(frame["attempt"]),
         ok=frame["ok"].to_numpy().astype(np.bool_),
-        latency_ms=frame["latency_ms"].cast(pl.Float64).fill_null(float("nan")).to_numpy().astype(np.float64),
+        latency_ms=_latencies(frame["latency_ms"]),
         error_kind=frame["error_kind"].to_list(),
         tools_requested=frame["tools_requested"].fill_null(False).to_numpy().astype(np.bool_),
         tools_emitted=frame["tool_calls_emitted"].fill_null(False).to_numpy().astype(np.bool_),
@@ -226,6 +233,13 @@ def _calls(frame: pl.DataFrame, index: dict[str, int], attempts: Attempts) -> Ca
     )
 
 
+def _latencies(series: pl.Series) -> Floats:
+    latencies = series.cast(pl.Float64)
+    unusable = (~latencies.is_finite()).fill_null(False).to_numpy()
+    values = latencies.fill_null(float("nan")).to_numpy().astype(np.float64)
+    return np.where(unusable, np.inf, values)
+
+
 def _ints(series: pl.Series) -> Ints:
     return series.cast(pl.Int64).fill_null(-1).to_numpy().astype(np.int64)
 
@@ -248,8 +262,14 @@ class Snapshot:
 
     @classmethod
     def parse(cls, text: str) -> Snapshot:
-        """Read the text form of `pg_current_snapshot()`, xmin:xmax:xip,…"""
-        xmin, xmax, running = text.split(":")
+        """Read the text form of `pg_current_snapshot()`, xmin:xmax:xip,…; raises ReplayError for any other."""
+        found = re.fullmatch(r"([0-9]{1,19}):([0-9]{1,19}):((?:[0-9]{1,19}(?:,[0-9]{1,19})*)?)", text)
+        if found is None:
+            raise ReplayError(
+                f"a call has the evidence_snapshot {text[:80]!r}; expected xmin:xmax:xip,… as pg_current_snapshot() "
+                'writes it, or null where it is unknown; correct the ledger, or set visibility = "lagged"'
+            )
+        xmin, xmax, running = found.groups()
         return cls(int(xmin), int(xmax), frozenset(int(one) for one in running.split(",") if one))
 
     def sees(self, txid: int) -> bool:
@@ -267,8 +287,8 @@ NOTHING = Snapshot(0, 0, frozenset())
 
 
 def visibility(timeline: Timeline, settings: Settings) -> Visibility:
-    """Return who sees what: recorded where every call has a snapshot and the settings do not say otherwise."""
-    recorded = len(timeline.calls) > 0 and all(text is not None for text in timeline.calls.snapshot)
+    """Return who sees what: recorded where the ledger has snapshots and the settings do not say otherwise."""
+    recorded = any(text is not None for text in timeline.calls.snapshot)
     if settings.visibility == "best" and recorded and np.any(timeline.attempts.txid >= 0):
         return _recorded(timeline, settings)
     return _lagged(timeline, settings)
@@ -292,26 +312,38 @@ def _lags(timeline: Timeline, settings: Settings) -> Ints:
 def _lagged(timeline: Timeline, settings: Settings) -> Visibility:
     nothing = np.empty(0, dtype=np.int64)
     keys = timeline.attempts.ts_ms + _lags(timeline, settings)
-    return Visibility("lagged", keys, timeline.calls.evidence_ms, keys, [], nothing, nothing)
+    return Visibility("lagged", keys, timeline.calls.evidence_ms, keys, [], nothing, nothing, nothing)
 
 
 def _recorded(timeline: Timeline, settings: Settings) -> Visibility:
-    """Number the distinct snapshots by size; an attempt's key is the first that sees it, a decision's its own + 1."""
+    """Line up the decisions with a snapshot by what they saw; an attempt's key is the place of the first that sees it.
+
+    What has no place there goes by time. A decision without a snapshot (its reading failed, or it is older than
+    snapshots) saw what the latest one before it had seen; before the first snapshot, whatever was visible by then. A
+    row without a transaction id is seen once its visible instant has been passed by a decision, and by all that saw
+    more than that one, so that nobody unsees it where the clocks of two replicas differ.
+    """
     calls, attempts = timeline.calls, timeline.attempts
     parsed = {text: Snapshot.parse(text) for text in calls.snapshot if text is not None}
-    by_size = {snapshot.size: snapshot for snapshot in parsed.values()}
-    snapshots = [by_size[size] for size in sorted(by_size)]
-    rank = {snapshot.size: number for number, snapshot in enumerate(snapshots)}
-    call_keys = np.array([rank[parsed[text].size] + 1 for text in calls.snapshot if text is not None], dtype=np.int64)
-    order = np.lexsort((calls.id, calls.evidence_ms))
-    known_ms, known_key = calls.evidence_ms[order], np.maximum.accumulate(call_keys[order])
-    first_seen = {txid: _first_seen(snapshots, txid) for txid in set(attempts.txid.tolist()) if txid >= 0}
-    keys = np.array([first_seen.get(txid, -1) for txid in attempts.txid.tolist()], dtype=np.int64)
+    having = np.flatnonzero([text is not None for text in calls.snapshot])
+    sizes = np.array([parsed[text].size for text in calls.snapshot if text is not None], dtype=np.int64)
+    order = having[np.lexsort((calls.id[having], calls.evidence_ms[having], sizes))]
+    snapshots = [parsed[calls.snapshot[call] or ""] for call in order.tolist()]
+    reach_ms = np.maximum.accumulate(calls.evidence_ms[order])
+    by_time = np.argsort(calls.evidence_ms[order], kind="stable")
+    known_ms, known_key = calls.evidence_ms[order][by_time], np.maximum.accumulate(by_time + 1)
+
     visible_ms = attempts.ts_ms + _lags(timeline, settings)
-    # Rows written before transaction ids were recorded are placed by time.
-    later = np.append(known_key - 1, NEVER)[np.searchsorted(known_ms, visible_ms, side="right")]
-    keys = np.where(attempts.txid < 0, later, keys)
-    return Visibility("recorded", keys, call_keys, visible_ms, snapshots, known_ms, known_key)
+    first_seen = {txid: _first_seen(snapshots, txid) for txid in set(attempts.txid.tolist()) if txid >= 0}
+    seen = np.array([first_seen.get(txid, -1) for txid in attempts.txid.tolist()], dtype=np.int64)
+    passed = np.searchsorted(reach_ms, visible_ms, side="right")
+    keys = np.where(attempts.txid >= 0, seen, np.where(passed < len(order), passed, NEVER))
+    keys = np.where((keys == 0) & (visible_ms < known_ms[0]), visible_ms - BEFORE, keys)
+
+    result = Visibility("recorded", keys, known_key, visible_ms, snapshots, reach_ms, known_ms, known_key)
+    call_keys = result.instants(calls.evidence_ms)
+    call_keys[order] = np.arange(1, len(order) + 1)
+    return replace(result, calls=call_keys)
 
 
 def _first_seen(snapshots: list[Snapshot], txid: int) -> int:

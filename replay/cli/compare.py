@@ -67,6 +67,12 @@ def print_comparison(out: Console, compared: Comparison, routes: bool = False, b
     out.print(figures_table(figures))
     for pair in differences.partition_by("setting_b", maintain_order=True):
         out.print(differences_table(pair))
+    for row in compared.process_range.iter_rows(named=True):
+        plain(
+            out,
+            f"{row['setting']}, {row['question']}, {row['metric']}: {row['lowest']:.4f} to {row['highest']:.4f} over "
+            f"{row['seeds']} assignments of calls to processes",
+        )
     for pair in compared.flip_summary.partition_by("setting_b", maintain_order=True):
         out.print(flips_table(pair))
     if compared.flip_summary.is_empty():

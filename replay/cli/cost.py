@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis import cost as drift
+from replay.cli.show import console
 from replay.durations import instant_ms
 from replay.ledger.mirror import open_mirror
 from replay.ledger.offers import cost_frames
@@ -52,15 +53,7 @@ def cost(
     if as_json:
         typer.echo(json.dumps(cost_json(rows, drift.skipped(priced)), indent=2))
     else:
-        _print(_console(), rows, drift.skipped(priced), monthly)
-
-
-def _console() -> Console:
-    """A console as wide as the terminal; a pipe or file gets whole lines."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 160)
-    return console
+        _print(console(), rows, drift.skipped(priced), monthly)
 
 
 def _seconds(instant: str | None) -> int | None:
@@ -73,29 +66,29 @@ def cost_json(rows: pl.DataFrame, skipped: pl.DataFrame) -> dict[str, Any]:
     return {"rows": rows.to_dicts(), "skipped": skipped.to_dicts(), "left_out": list(drift.LEFT_OUT)}
 
 
-def _print(console: Console, rows: pl.DataFrame, skipped: pl.DataFrame, monthly: bool) -> None:
+def _print(out: Console, rows: pl.DataFrame, skipped: pl.DataFrame, monthly: bool) -> None:
     warned = rows.filter("warn").height
     where = "month rows" if monthly else "rows"
-    console.print(
+    out.print(
         f"{warned} of {rows.height} {where} warn: the provider's figure is {drift.WARN_PERCENT} % or more off list"
         if warned
         else f"No warning in {rows.height} {where}."
     )
-    console.print(_drift_table(rows.filter(pl.col("calls") > 0), monthly))
+    out.print(_drift_table(rows.filter(pl.col("calls") > 0), monthly))
     without = rows.filter(pl.col("calls") == 0)
     if without.height:
-        console.print(f"{without.height} {where} without any call of known cost are not shown.")
+        out.print(f"{without.height} {where} without any call of known cost are not shown.")
     elsewhere = int(rows["computed_elsewhere"].sum())
     if elsewhere:
-        console.print(
+        out.print(
             f"{elsewhere:,} costs are marked as computed, yet are not the list price: computed elsewhere, by another "
             "rule."
         )
     if skipped.height:
-        console.print(_skipped_table(skipped))
-    console.print(f"The expectation leaves out: {', '.join(drift.LEFT_OUT)}.")
+        out.print(_skipped_table(skipped))
+    out.print(f"The expectation leaves out: {', '.join(drift.LEFT_OUT)}.")
     if rows["compared"].sum() == 0:
-        console.print("Nothing could be compared. If list prices are missing, fill them with: replay prices.")
+        out.print("Nothing could be compared. If list prices are missing, fill them with: replay prices.")
 
 
 def _drift_table(rows: pl.DataFrame, monthly: bool) -> Table:

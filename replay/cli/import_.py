@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from replay.cli.show import console
 from replay.errors import ReplayError
 from replay.ledger.importers import ImportReport, import_file, shipped_mappings
 from replay.ledger.lacks import lacks
@@ -60,20 +61,20 @@ def import_command(
 
 
 def _print_report(report: ImportReport, into: Path) -> None:
-    console = Console()
+    out = console()
     table = Table(title=f"{report.source_name} as {report.mapping}, into {into.name}", title_justify="left")
     for heading in ("table", "rows read", "added", "already there", "rejected"):
         table.add_column(heading, justify="left" if heading == "table" else "right")
     for target in report.targets:
         counts = (target.read, target.added, target.present, target.rejected)
         table.add_row(target.target, *(f"{count:,}" for count in counts))
-    console.print(table)
+    out.print(table)
     for target in report.targets:
         for reason, count in target.reasons.items():
-            console.print(
+            out.print(
                 f"rejected from {target.target}: {count:,} × {reason}", markup=False, highlight=False, soft_wrap=True
             )
-    console.print(f"Next: replay info {into}", markup=False, highlight=False)
+    out.print(f"Next: replay info {into}", markup=False, highlight=False)
 
 
 def info_command(
@@ -87,18 +88,16 @@ def info_command(
 
     Example: replay info ledger.duckdb
     """
-    console = Console()
+    out = console()
     with open_mirror(mirror) as connection:
-        _print_tables(console, connection)
-        _print_routes(console, connection)
-        _print_imports(console, connection)
-        _print_rejects(console, connection, limit if rejects else 0)
+        _print_tables(out, connection)
+        _print_routes(out, connection)
+        _print_imports(out, connection)
+        _print_rejects(out, connection, limit if rejects else 0)
         findings = lacks(connection)
-    console.print(
-        "\nWhat a replay will have to infer" if findings else "\nA replay has nothing to infer.", style="bold"
-    )
+    out.print("\nWhat a replay will have to infer" if findings else "\nA replay has nothing to infer.", style="bold")
     for finding in findings:
-        console.print(f"- {finding}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"- {finding}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _instant(value_ms: int | None) -> str:
@@ -118,17 +117,17 @@ def _table(title: str, *headings: str) -> Table:
     return table
 
 
-def _print_tables(console: Console, connection: duckdb.DuckDBPyConnection) -> None:
+def _print_tables(out: Console, connection: duckdb.DuckDBPyConnection) -> None:
     table = _table("Tables", "table", "rows", "first (UTC)", "last (UTC)")
     for name in TABLES:
         instant = _INSTANT_MS.get(name, "NULL::BIGINT")
         row = connection.execute(f"SELECT count(*), min({instant}), max({instant}) FROM {name}").fetchone()
         assert row is not None
         table.add_row(name, f"{row[0]:,}", _instant(row[1]), _instant(row[2]))
-    console.print(table)
+    out.print(table)
 
 
-def _print_routes(console: Console, connection: duckdb.DuckDBPyConnection) -> None:
+def _print_routes(out: Console, connection: duckdb.DuckDBPyConnection) -> None:
     parts = "coalesce(provider_id, ''), coalesce(model_family, ''), coalesce(served_by, '')"
     key = parts.replace(", coalesce(", " || '|' || coalesce(")
     rows = connection.execute(
@@ -140,20 +139,20 @@ def _print_routes(console: Console, connection: duckdb.DuckDBPyConnection) -> No
     table = _table(f"Routes: {rows[0][3]:,}, by attempts", "provider|family|served by", "attempts", "share ok")
     for route, attempts, share, _ in rows:
         table.add_row(route.replace("[", r"\["), f"{attempts:,}", f"{share:.1%}")
-    console.print(table)
+    out.print(table)
 
 
-def _print_imports(console: Console, connection: duckdb.DuckDBPyConnection) -> None:
+def _print_imports(out: Console, connection: duckdb.DuckDBPyConnection) -> None:
     rows = connection.execute(
         "SELECT source_name, mapping, target, rows_read, rows_added, rows_rejected FROM mirror_imports ORDER BY ALL"
     ).fetchall()
     table = _table("Imports", "file", "as", "table", "read", "added", "rejected")
     for *texts, read, added, rejected in rows:
         table.add_row(*texts, f"{read:,}", f"{added:,}", f"{rejected:,}")
-    console.print(table)
+    out.print(table)
 
 
-def _print_rejects(console: Console, connection: duckdb.DuckDBPyConnection, limit: int) -> None:
+def _print_rejects(out: Console, connection: duckdb.DuckDBPyConnection, limit: int) -> None:
     counted = connection.execute(
         "SELECT target, reason, count(*) FROM mirror_rejects GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
     ).fetchall()
@@ -162,16 +161,16 @@ def _print_rejects(console: Console, connection: duckdb.DuckDBPyConnection, limi
     table = _table("Rejected rows", "table", "reason", "rows")
     for target, reason, count in counted:
         table.add_row(target, reason, f"{count:,}")
-    console.print(table)
+    out.print(table)
     shown = connection.execute(
         "SELECT target, row_number, reason, source FROM mirror_rejects "
         "ORDER BY source_sha256, target, mapping, row_number LIMIT ?",
         [limit],
     ).fetchall()
     for target, number, reason, source in shown:
-        console.print(f"{target}, row {number}, {reason}: {source}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"{target}, row {number}, {reason}: {source}", markup=False, highlight=False, soft_wrap=True)
     if not limit:
-        console.print("The rows themselves: replay info --rejects", highlight=False)
+        out.print("The rows themselves: replay info --rejects", highlight=False)
 
 
 def register(app: typer.Typer) -> None:

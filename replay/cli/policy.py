@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from replay.cli.show import console
 from replay.core.admission import AdmissionError
 from replay.core.encoding import encode_argument, encode_term
 from replay.core.explain import ExplainedCandidate, Explanation, FieldReading, decision_from_record, explain
@@ -20,6 +21,7 @@ from replay.core.fields import Schema
 from replay.core.library import SHIPPED_FIELDS, SHIPPED_POLICIES, load_policy, read_json
 from replay.core.policy import Policy, admit
 from replay.errors import ReplayError
+from replay.settings import load as load_settings
 
 PolicyName = Annotated[
     str, typer.Argument(metavar="FILE|NAME", help=f"A policy's JSON file, or one of {', '.join(SHIPPED_POLICIES)}.")
@@ -46,33 +48,49 @@ def check(
         parts = {"identity": admitted.identity, "encoding": admitted.encoding, "normal": admitted.normal}
         typer.echo(json.dumps(parts, ensure_ascii=False, indent=1))
         return
-    console = Console()
-    console.print(Text(f"{policy}: admitted"))
+    out = console()
+    out.print(Text(f"{policy}: admitted"))
     for title, text in (
         ("identity", admitted.identity),
         ("encoding", admitted.encoding),
         ("normal form", pretty(admitted.normal)),
     ):
-        console.print(Text(title, style="bold"))
-        console.print(Text(text), soft_wrap=True)
+        out.print(Text(title, style="bold"))
+        out.print(Text(text), soft_wrap=True)
 
 
 def explain_command(
-    policy: PolicyName,
-    decision: Annotated[
-        Path, typer.Option(help="JSON file of the decision: {candidates, request, state, seed}, as in a plan vector.")
+    policy: Annotated[
+        str, typer.Argument(metavar="FILE|NAME", help="A policy's file or name; for a recorded call also: recorded.")
     ],
+    decision: Annotated[
+        Path | None, typer.Option(help="JSON file of a decision: {candidates, request, state, seed}, as in a vector.")
+    ] = None,
+    mirror: Annotated[Path | None, typer.Option(help="A mirror, with --call: explain a recorded decision.")] = None,
+    call: Annotated[int | None, typer.Option(help="The id of the recorded call.")] = None,
+    settings: Annotated[
+        str, typer.Option("--settings", "-s", help="Whose stamps: a preset or file.")
+    ] = "production-now",
     declared: Declared = None,
     tiers: Tiers = None,
 ) -> None:
     """Explain one decision: each candidate's fields, its reject reason or its score by sub-term, and the order.
 
-    Example: replay policy explain default --decision decision.json
+    Example: replay policy explain recorded --mirror demo/ledger.duckdb --call 100
     """
-    admitted = admit_named(policy, declared, tiers)
-    record = read_json(decision, "expected a decision's JSON file; check the path and its content")
-    candidates, request, state, seed = decision_from_record(record)
-    Console().print(render_explanation(explain(admitted, candidates, request, state, seed)))
+    if (decision is None) == (mirror is None or call is None):
+        raise ReplayError("say which decision: --decision FILE.json, or --mirror M.duckdb with --call ID, and not both")
+    given = None if policy == "recorded" else admit_named(policy, declared, tiers)
+    if mirror is not None and call is not None:
+        from replay.explaining import explain_call  # the workbench's part: files need the core alone
+
+        explained = explain_call(mirror, call, load_settings(settings), given)
+    elif given is None:
+        raise ReplayError("a decision from a file records no policy; name one instead of 'recorded'")
+    else:
+        record = read_json(str(decision), "expected a decision's JSON file; check the path and its content")
+        explained = explain(given, *decision_from_record(record))
+    console().print(render_explanation(explained))
 
 
 def admit_named(policy: str, declared: Path | None = None, tiers: str | None = None) -> Policy:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from replay.cli.show import console
 from replay.ledger.mirror import open_mirror
 from replay.ledger.offers import Coverage, Covered, FillReport, fill_offers, load_price_list
 
@@ -46,10 +47,7 @@ def prices(
     if as_json:
         typer.echo(json.dumps(report_json(report), indent=2))
     else:
-        console = Console()
-        if not console.is_terminal:
-            console.width = max(console.width, 120)  # a pipe or file gets whole lines
-        _print(console, report)
+        _print(console(), report)
 
 
 def report_json(report: FillReport) -> dict[str, Any]:
@@ -74,33 +72,33 @@ def report_json(report: FillReport) -> dict[str, Any]:
     }
 
 
-def _print(console: Console, report: FillReport) -> None:
+def _print(out: Console, report: FillReport) -> None:
     listed, total = report.prices, report.coverage.total
-    console.print(
+    out.print(
         f"{report.offers_written:,} offers for {report.routes:,} routes, from {listed.source} "
         f"({escape(listed.version)}, {len(listed.listings):,} models), alias table version {report.alias_version}"
         + (f"; {report.offers_replaced:,} offers of an earlier run replaced" if report.offers_replaced else "")
     )
-    console.print(
+    out.print(
         f"{report.prices_written:,} latest prices in provider_prices"
         + (f"; {report.prices_kept:,} from elsewhere kept (--replace discards them)" if report.prices_kept else "")
     )
     if report.routes_merged:
-        console.print(
+        out.print(
             f"{report.routes_merged:,} ledger routes with an empty served_by are the same candidate as one that names "
             "its provider there"
         )
-    console.print(_coverage_table(report.coverage))
+    out.print(_coverage_table(report.coverage))
     largest, cost = report.coverage.largest_call_usd, total.cost_usd
     if cost > 0 and largest > cost / 2:
-        console.print(f"One call alone is ${largest:,.2f} of ${cost:,.2f}: read the cost column with that in mind.")
+        out.print(f"One call alone is ${largest:,.2f} of ${cost:,.2f}: read the cost column with that in mind.")
     for reason, count in sorted(listed.rejected.items()):
-        console.print(f"rejected: {count:,} × {escape(reason)}")
+        out.print(f"rejected: {count:,} × {escape(reason)}")
     if listed.rejected:
-        console.print("From a rejected price on, that model's price is unknown, not the one before.")
+        out.print("From a rejected price on, that model's price is unknown, not the one before.")
     for note, count in sorted(listed.notes.items()):
-        console.print(f"note: {count:,} × {note}")
-    _print_unmatched(console, report.coverage)
+        out.print(f"note: {count:,} × {note}")
+    _print_unmatched(out, report.coverage)
 
 
 def _coverage_table(coverage: Coverage) -> Table:
@@ -134,7 +132,7 @@ def _percent(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else "-"
 
 
-def _print_unmatched(console: Console, coverage: Coverage) -> None:
+def _print_unmatched(out: Console, coverage: Coverage) -> None:
     unmatched = coverage.unmatched
     if not unmatched:
         return
@@ -146,7 +144,7 @@ def _print_unmatched(console: Console, coverage: Coverage) -> None:
     for family in unmatched[:SHOWN]:
         name = family.model_family or "(none)"
         table.add_row(escape(family.provider_id or "(none)"), escape(name), f"{family.calls:,}", f"{family.attempts:,}")
-    console.print(table)
+    out.print(table)
 
 
 def register(app: typer.Typer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from replay.durations import iso
 def console() -> Console:
     """Return a console as wide as the terminal, and wide enough for every table where there is none (a pipe, CI)."""
     found = Console()
-    return found if found.is_terminal else Console(width=160)
+    return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=160)
 
 
 def plain(console: Console, text: str, style: str | None = None) -> None:
@@ -31,8 +32,9 @@ def reproduction_said(result: dict[str, Any]) -> str:
     share = f"{agreed / compared:.2%}" if compared else "none"
     if result["kind"] == "final-route agreement":
         why = "; ".join(f"{count:,} × {reason}" for reason, count in result["incomplete"].items())
+        forced = f"for {result['forced']:,} of them only one candidate qualified, which says nothing"
         return (
-            f"Final-route agreement: {share} of {compared:,} calls ({agreed:,}). This is not reproduction, which this "
+            f"Final-route agreement: {share} of {compared:,} calls; {forced}. This is not reproduction, which this "
             f"ledger cannot show: {why}."
         )
     excluded = total - compared

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.syntax import Syntax
 from rich.text import Text
 
 from replay import queries
+from replay.cli.show import console
 from replay.errors import ReplayError
 
 _DDL_TITLES = {
@@ -67,12 +67,12 @@ def _print_query(query: queries.Query) -> None:
 
 def _print(text: Text) -> None:
     # Soft: the documentation's own lines are kept, tables in it too.
-    Console().print(text, soft_wrap=True)
+    console().print(text, soft_wrap=True)
 
 
 def _print_statements(text: str) -> None:
-    console = Console()
-    if console.is_terminal:
-        console.print(Syntax(text, "sql", background_color="default", word_wrap=True))
+    out = console()
+    if out.is_terminal:
+        out.print(Syntax(text, "sql", background_color="default", word_wrap=True))
     else:
         typer.echo(text, nl=not text.endswith("\n"))

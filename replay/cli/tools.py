@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 import polars as pl
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from analysis import tools as evidence
+from replay.cli.show import console
 from replay.durations import duration_ms, instant_ms, iso
 from replay.errors import ReplayError
 from replay.estimators import ToolsSticky, ToolsWindow
@@ -45,18 +45,18 @@ def tools(
     chosen = ToolsWindow(min_samples, window_ms) if rule == "window" else ToolsSticky(min_samples, window_ms)
     at_ms = None if at is None else instant_ms(at)
     attempts = _attempts(mirror)
-    console = Console()
+    out = console()
     if at_ms is not None:
         known = evidence.evidence_at(attempts, chosen, at_ms, failed=failed)
-        console.print(Text(_at_said(known, at_ms, evidence.rule_said(chosen, failed))))
+        out.print(Text(_at_said(known, at_ms, evidence.rule_said(chosen, failed))))
         if known.height:
-            console.print(_at_table(known))
+            out.print(_at_table(known))
         return
     for sentence in evidence.verdict(attempts, chosen, failed=failed):
-        console.print(Text(sentence))
+        out.print(Text(sentence))
     per_route = evidence.evidence(attempts, failed=failed)
     if per_route.height:
-        console.print(_routes_table(per_route, evidence.condemnations(attempts, chosen, failed=failed)))
+        out.print(_routes_table(per_route, evidence.condemnations(attempts, chosen, failed=failed)))
 
 
 def _attempts(mirror: Path) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from replay.cli.show import console
 from replay.core.vectors import Miss, check_file
 
 
@@ -23,7 +24,7 @@ def vectors(
 
     Example: replay vectors ../shared/vectors/plan.json.gz ../shared/vectors/failover.json.gz
     """
-    console = Console()
+    out = console()
     tallies = [(path, check_file(path)) for path in files]
     table = Table("file", "kind", "reproduced", "of", title="Vectors")
     for path, tally in tallies:
@@ -31,22 +32,22 @@ def vectors(
             table.add_row(Text(path.name), kind, str(tally.reproduced[kind]), str(total))
         if not tally.total:
             table.add_row(Text(path.name), "none", "0", "0")
-    console.print(table)
+    out.print(table)
     for _, tally in tallies:
         if tally.first_miss is not None:
-            _show(console, tally.first_miss)
+            _show(out, tally.first_miss)
     if any(tally.first_miss for _, tally in tallies):
         raise typer.Exit(1)
     if not any(tally.total for _, tally in tallies):
-        console.print("No vector was checked: the files hold none.")
+        out.print("No vector was checked: the files hold none.")
     else:
-        console.print("Every vector is reproduced exactly.")
+        out.print("Every vector is reproduced exactly.")
 
 
-def _show(console: Console, miss: Miss) -> None:
-    console.print(Text(f"First miss: {miss.vector}, {miss.what}"))
+def _show(out: Console, miss: Miss) -> None:
+    out.print(Text(f"First miss: {miss.vector}, {miss.what}"))
     for name, value in (("expected", miss.expected), ("got", miss.got)):
-        console.print(Text(f"  {name:<9}{_as_json(value)}"), soft_wrap=True)
+        out.print(Text(f"  {name:<9}{_as_json(value)}"), soft_wrap=True)
 
 
 def _as_json(value: Any) -> str:

@@ -1,0 +1,29 @@
+"""The report: a document of plain blocks, written as one HTML file and as Markdown with PNGs."""
+
+from analysis.report.document import (
+    Column,
+    Command,
+    Document,
+    Listing,
+    Paragraph,
+    Picture,
+    Points,
+    Section,
+    Table,
+)
+from analysis.report.html import to_html
+from analysis.report.markdown import to_markdown
+
+__all__ = [
+    "Column",
+    "Command",
+    "Document",
+    "Listing",
+    "Paragraph",
+    "Picture",
+    "Points",
+    "Section",
+    "Table",
+    "to_html",
+    "to_markdown",
+]

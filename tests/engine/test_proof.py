@@ -1,0 +1,284 @@
+"""The proof of a replay: reproduction and audit hold on what the router recorded, and fail where it is tampered with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from replay import audit as audit_room
+from replay import engine, timeline
+from replay.audit import Audit, audit, audited
+from replay.engine import Run
+from replay.ledger.load import Ledger
+from replay.measuring import Measuring, Questions, Stamps
+from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW, Settings
+
+
+def tampered(ledger: Ledger, **changes: Any) -> Ledger:
+    """Return the ledger with attempts changed where `where` holds."""
+    where = changes.pop("where")
+    frame = ledger.attempts.with_columns(
+        pl.when(where).then(value).otherwise(pl.col(name)).alias(name) for name, value in changes.items()
+    )
+    return replace(ledger, attempts=frame)
+
+
+def checked(ledger: Ledger, settings: Settings = PRODUCTION_NOW) -> Run:
+    """Replay a ledger under one setting."""
+    return engine.run(ledger, [settings])
+
+
+def test_the_demo_reproduces_and_audits(demo_ledger: Ledger) -> None:
+    """The recorded week is reproduced whole, none excluded, and production's SQL finds no fault with either preset."""
+    run = engine.run(demo_ledger, [PRODUCTION_NOW, PRODUCTION_BEFORE])
+    found = run.reproduction
+    assert (found.kind, found.agreed, found.compared, found.decisions) == ("reproduction", 6_674, 6_674, 6_674)
+    assert not found.excluded
+    for one in run.replayed:
+        assert one.visibility == "recorded"
+        assert one.audit.mismatches == []
+        assert 450 <= one.audit.decisions <= 500
+        assert one.audit.of_decisions == 6_674
+        assert one.lag_flips is not None
+    assert run.passed
+    assert run.warnings == []
+    lagging = run.replayed[0].lag_flips
+    assert lagging, "some decisions of the week hang on the write lag, or this ledger proves little"
+
+
+def test_the_small_world_reproduces_with_every_decision_audited(small_world: Ledger) -> None:
+    """Up to 2,000 decisions are all audited: counts, rates, means, integers and verdicts of every route."""
+    run = checked(small_world)
+    audited_here = run.replayed[0].audit
+    assert run.reproduction.agreed == run.reproduction.compared == 300
+    assert (audited_here.decisions, audited_here.of_decisions) == (300, 300)
+    assert audited_here.comparisons == 300 * 3 * 6  # three routes, six values each
+    assert run.passed
+
+
+def test_one_flipped_outcome_is_noticed(small_world: Ledger) -> None:
+    """Turn one attempt's success into a failure: decisions after it no longer come out, and the cause is named."""
+    victim = small_world.attempts.filter("ok")["id"][40]
+    run = checked(tampered(small_world, where=pl.col("id") == victim, ok=False))
+    assert run.reproduction.agreed < run.reproduction.compared
+    assert set(run.reproduction.causes) <= {"score", "filtered", "tie", "failover"}
+    assert run.reproduction.first_mismatch is not None
+    assert "recorded" in run.reproduction.first_mismatch
+    assert not run.passed
+
+
+def test_a_removed_attempt_is_noticed(small_world: Ledger) -> None:
+    """Remove a first attempt: its decision is excluded by name, and the gap in its replica's numbering is reported."""
+    victim = small_world.attempts.filter(pl.col("attempt") == 1)["id"][40]
+    run = checked(replace(small_world, attempts=small_world.attempts.filter(pl.col("id") != victim)))
+    assert run.reproduction.excluded == {"first attempt not recorded": 1}
+    assert any("1 numbers are missing" in warning for warning in run.warnings)
+
+
+def test_an_altered_snapshot_is_noticed(small_world: Ledger) -> None:
+    """Let every decision claim it saw all rows: the future leaks in, and reproduction fails."""
+    everything = "9000000:9000000:"
+    frame = small_world.calls.with_columns(evidence_snapshot=pl.lit(everything))
+    run = checked(replace(small_world, calls=frame))
+    assert run.reproduction.agreed < run.reproduction.compared
+    assert not run.passed
+
+
+def test_snapshots_that_do_not_grow_fail_the_audit(small_world: Ledger) -> None:
+    """Snapshots of two clusters have no common order: the engine's keys must be wrong, and the audit says so."""
+    odd = pl.col("id") % 2 == 0
+    mixed = pl.when(odd).then(pl.lit("1:500:100,101,102,103,104,105,106,107")).otherwise(pl.col("evidence_snapshot"))
+    run = checked(replace(small_world, calls=small_world.calls.with_columns(evidence_snapshot=mixed)))
+    assert run.replayed[0].audit.mismatches
+    assert not run.passed
+
+
+def test_a_recorded_route_that_was_never_offered_is_named(small_world: Ledger) -> None:
+    """Rename the provider in one attempt: its decision misses with the cause "no candidate"."""
+    first = small_world.attempts.filter(pl.col("attempt") == 1)["id"][10]
+    run = checked(tampered(small_world, where=pl.col("id") == first, provider_id=pl.lit("x")))
+    assert run.reproduction.causes["no candidate"] >= 1
+
+
+def test_an_unknown_policy_is_a_cause_and_not_excused(small_world: Ledger) -> None:
+    """A decision whose policy the ledger does not hold has complete evidence, and counts as not reproduced."""
+    frame = small_world.calls.with_columns(
+        policy_id=pl.when(pl.col("id") == 7).then(pl.lit("gone")).otherwise("policy_id")
+    )
+    run = checked(replace(small_world, calls=frame))
+    assert run.reproduction.causes == {"unknown policy": 1}
+    assert run.reproduction.compared - run.reproduction.agreed == 1
+    assert run.replayed[0].undecided == 1
+    assert any("could not be decided" in warning for warning in run.warnings)
+
+
+class _OffByOneMs(Measuring):
+    """Reads every window one millisecond too early."""
+
+    def at_calls(self, call: Any, route: Any) -> Questions:
+        asked = super().at_calls(call, route)
+        return replace(asked, shared_ms=asked.shared_ms - 1)
+
+
+class _SeesItsOwnInstant(Measuring):
+    """Lets a reader see what became visible at its own instant."""
+
+    def at_calls(self, call: Any, route: Any) -> Questions:
+        asked = super().at_calls(call, route)
+        return replace(asked, shared_key=asked.shared_key + 1)
+
+
+class _RoundsHalfUp(Measuring):
+    """Measures latencies a tiny bit too long."""
+
+    def answer(self, questions: Questions) -> Stamps:
+        stamps = super().answer(questions)
+        return replace(stamps, latency_ms=stamps.latency_ms * (1 + 1e-8))
+
+
+class _NeverCondemns(Measuring):
+    """Takes every route as capable of tools."""
+
+    def answer(self, questions: Questions) -> Stamps:
+        stamps = super().answer(questions)
+        return replace(stamps, capable=np.ones_like(stamps.capable))
+
+
+@pytest.fixture(scope="module")
+def edges(ledger_of: Any, attempt: Any, call: Any) -> timeline.Timeline:
+    """Attempts exactly at the edges of the windows of decisions at 10 000, 20 000 and 30 000 ms, all silent on tools."""
+    rows = [attempt(n, ts, ok=n % 3 > 0, latency_ms=100.0 + n, tools_requested=True) for n, ts in _EDGES]
+    settings_ledger = ledger_of(attempts=rows, calls=[call(n, n * 10_000) for n in (1, 2, 3)])
+    return timeline.build(settings_ledger)
+
+
+_EDGES = tuple(enumerate((4_999, 5_000, 9_999, 10_000, 10_001, 14_999, 15_000, 19_999, 20_000, 25_000, 30_000), start=1))
+_EDGE_SETTINGS = Settings(
+    reliability=replace(PRODUCTION_NOW.reliability, rule=audit_room.Window(5_000)),
+    latency=replace(PRODUCTION_NOW.latency, rule=audit_room.Window(5_000)),
+    tools=replace(PRODUCTION_NOW.tools, rule=audit_room.ToolsWindow(2, 5_000)),
+)
+
+
+def audit_with(kind: type[Measuring], edges: timeline.Timeline) -> Audit:
+    """Audit all three decisions with an engine of that kind."""
+    return audit(kind(edges, _EDGE_SETTINGS), np.arange(3, dtype=np.int64))
+
+
+def test_the_audit_accepts_the_engine_at_every_edge(edges: timeline.Timeline) -> None:
+    """Lower edge included, upper edge excluded: the engine and the SQL agree on attempts that lie exactly there."""
+    assert audit_with(Measuring, edges).mismatches == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [(_OffByOneMs, "count"), (_SeesItsOwnInstant, "count"), (_RoundsHalfUp, "mean"), (_NeverCondemns, "capable")],
+)
+def test_the_audit_catches_a_wrong_engine(edges: timeline.Timeline, wrong: type[Measuring], field: str) -> None:
+    """A window off by 1 ms, a row visible at its own instant, a mean off by 1e-8, a missed verdict: all are caught."""
+    found = audit_with(wrong, edges)
+    assert found.mismatches
+    assert any(f": {field} is " in mismatch for mismatch in found.mismatches)
+    assert not found.passed
+
+
+def test_only_an_integer_next_to_a_half_is_excused() -> None:
+    """The stamped integer must match exactly, unless the mean is within 1e-9 of a half; a missing value never matches."""
+    ours = {"mean": 2.5, "latency_ms": 2.0}
+    assert audit_room._agree("latency_ms", ours, {"mean": 2.5, "latency_ms": 3.0})
+    ours = {"mean": 2.4999, "latency_ms": 2.0}
+    assert not audit_room._agree("latency_ms", ours, {"mean": 2.4999, "latency_ms": 3.0})
+    assert not audit_room._agree("mean", {"mean": None}, {"mean": 1.0})
+    assert not audit_room._agree("rate", {"rate": 0.1 + 0.2}, {"rate": 0.3})
+    assert audit_room._agree("mean", {"mean": 1.0}, {"mean": 1.0 + 1e-10})
+
+
+def test_a_preset_without_queries_is_audited_on_what_it_saw() -> None:
+    """An EMA in process has no query, so production's window stands in; a plain window is audited as it is."""
+    assert audited(PRODUCTION_BEFORE).reliability == PRODUCTION_NOW.reliability
+    shorter = replace(PRODUCTION_NOW, reliability=replace(PRODUCTION_NOW.reliability, rule=audit_room.Window(300_000)))
+    assert audited(shorter).reliability.rule == audit_room.Window(300_000)
+
+
+def test_excluded_kinds_and_failed_tools_are_audited(small_world: Ledger) -> None:
+    """Windows that leave error kinds out, or failed attempts out of the tools rule, are checked by the same SQL."""
+    kinds = ("rate_limit", "server_error")
+    settings = replace(
+        PRODUCTION_NOW,
+        reliability=replace(PRODUCTION_NOW.reliability, exclude_kinds=kinds),
+        tools=replace(PRODUCTION_NOW.tools, failed="excluded", rule=audit_room.ToolsWindow(2, 600_000)),
+    )
+    assert audited(settings).reliability.exclude_kinds == kinds
+    run = checked(small_world, settings)
+    assert run.replayed[0].audit.mismatches == []
+    plain = Measuring(timeline.build(small_world), PRODUCTION_NOW)
+    other = Measuring(timeline.build(small_world), settings)
+    every = np.repeat(np.arange(300), 3), np.tile(np.arange(3), 300)
+    assert (plain.answer(plain.at_calls(*every)).count != other.answer(other.at_calls(*every)).count).any()
+
+
+def test_a_failed_reading_is_excluded_and_costs_nothing_else(small_world: Ledger) -> None:
+    """One call whose evidence was unavailable is excluded by name; all others keep their recorded visibility."""
+    hit = pl.col("id") == 150
+    frame = small_world.calls.with_columns(
+        evidence_state=pl.when(hit).then(pl.lit("unavailable")).otherwise("evidence_state"),
+        evidence_snapshot=pl.when(hit).then(None).otherwise("evidence_snapshot"),
+    )
+    run = checked(replace(small_world, calls=frame))
+    assert run.replayed[0].visibility == "recorded"
+    assert run.reproduction.excluded == {"evidence unavailable": 1}
+    assert (run.reproduction.agreed, run.reproduction.compared) == (299, 299)
+    assert run.replayed[0].audit.of_decisions == 299
+    assert run.passed
+
+
+def test_a_failed_reading_is_never_audited_even_where_it_flips(
+    small_world: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a sampled audit, contested calls are preferred; one that read nothing is left out all the same."""
+    frame = small_world.calls.with_columns(
+        evidence_state=pl.when(pl.col("id") % 5 == 0).then(pl.lit("unavailable")).otherwise("evidence_state")
+    )
+    monkeypatch.setattr(audit_room, "EVERY_DECISION_UP_TO", 100)
+    monkeypatch.setattr(audit_room, "SAMPLE", 100)
+    run = checked(replace(small_world, calls=frame))
+    assert run.replayed[0].audit.mismatches == []
+    assert run.replayed[0].audit.decisions == pytest.approx(100, abs=10)
+
+
+def test_a_sampled_audit_holds_first_last_flips_and_empty_windows(small_world: Ledger) -> None:
+    """500 decisions at most: the first and last, the contested ones, those with nothing in any window."""
+    measuring = Measuring(timeline.build(small_world), PRODUCTION_NOW)
+    many = np.tile(np.arange(300, dtype=np.int64), 10)[:2_001]
+    picked = audit_room._sample(measuring, many, np.arange(3), [5, 17, 170]).tolist()
+    assert {0, int(many[-1]), 5, 17, 170} <= set(picked)
+    assert len(picked) <= 500
+
+
+@pytest.mark.parametrize("odd", [float("inf"), float("-inf"), float("nan")])
+def test_latencies_that_are_no_numbers_leave_no_trace_behind(
+    ledger_of: Any, attempt: Any, call: Any, odd: float
+) -> None:
+    """While such a latency is in the window there is no latency stamp, as in production; after it all is as before."""
+    rows = [attempt(1, 1_000, latency_ms=100.0), attempt(2, 2_000, latency_ms=odd), attempt(3, 8_000, latency_ms=300.0)]
+    axis = timeline.build(ledger_of(attempts=rows, calls=[call(1, 1_500), call(2, 6_000), call(3, 9_000)]))
+    measuring = Measuring(axis, _EDGE_SETTINGS)
+    stamps = measuring.answer(measuring.at_calls(np.arange(3), np.zeros(3, dtype=np.int64)))
+    assert [None if x != x else x for x in stamps.stamped_latency_ms] == [100.0, None, 300.0]
+    assert stamps.latency_count.tolist() == [1, 2, 1]
+    assert audit(measuring, np.arange(3)).mismatches == []
+
+
+def test_negative_latencies_are_averaged_as_production_does(ledger_of: Any, attempt: Any, call: Any) -> None:
+    """A clock that went back gives negative latencies; the SQL averages them, and so does the engine."""
+    rows = [attempt(1, 1_000, latency_ms=-3.0), attempt(2, 2_000, latency_ms=2.0)]
+    axis = timeline.build(ledger_of(attempts=rows, calls=[call(1, 3_000)]))
+    measuring = Measuring(axis, PRODUCTION_NOW)
+    stamps = measuring.answer(measuring.at_calls(np.array([0]), np.array([0])))
+    assert stamps.latency_ms.tolist() == [-0.5]
+    assert stamps.stamped_latency_ms.tolist() == [0.0]
+    assert audit(measuring, np.array([0])).mismatches == []

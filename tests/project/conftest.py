@@ -1,0 +1,65 @@
+"""A copy of the checkout, made of links, in which a reader's commands can be run without touching the real one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from replay.demo import record_demo
+
+ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
+SHARED = ROOT.parent / "shared"
+_MADE_BY_USE = {".git", ".venv", ".hypothesis", "demo", "runs", "build", "dist"}
+
+
+@pytest.fixture(scope="session")
+def demo_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's ledger, recorded once."""
+    path = tmp_path_factory.mktemp("demo") / "ledger.duckdb"
+    record_demo(path)
+    return path
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder that looks like a checkout after `make install`, with ../shared beside it where there is one."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for entry in ROOT.iterdir():
+        made = entry.name in _MADE_BY_USE or entry.suffix in (".duckdb", ".egg-info") or entry.name.endswith("_cache")
+        if not made:
+            (folder / entry.name).symlink_to(entry)
+    venv = folder / ".venv"
+    venv.mkdir()
+    for entry in Path(sys.prefix).iterdir():
+        if entry.name in ("bin", "lib", "lib64", "pyvenv.cfg"):
+            (venv / entry.name).symlink_to(entry)
+    (venv / ".installed").touch()  # newer than pyproject.toml and constraints.txt: make has nothing to install
+    if SHARED.is_dir():
+        (tmp_path / "shared").symlink_to(SHARED)
+    return folder
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """A newcomer's environment: nothing of this pytest, of the make around it, or of an active virtual one."""
+    ours = ("PYTEST_", "MAKE", "VIRTUAL_ENV", "PYTHON", "MFLAGS")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    # `make test` on the page runs one small file here, not this test again.
+    return {**kept, "COLUMNS": "120", "PYTEST_ADDOPTS": "tests/core/test_normal.py"}
+
+
+@pytest.fixture
+def with_demo(checkout: Path, demo_ledger: Path) -> Callable[[], None]:
+    """Puts the demo's ledger where `make demo` leaves it."""
+
+    def put() -> None:
+        (checkout / "demo").mkdir(exist_ok=True)
+        shutil.copy(demo_ledger, checkout / "demo" / "ledger.duckdb")
+
+    return put

@@ -1,0 +1,130 @@
+"""What the README and docs/ say is run: every command, and every line of output they quote."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from replay.cli import build_app
+
+ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
+SHARED = ROOT.parent / "shared"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS, OUTPUT = ("console", "sh"), "text"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page: its language, its text, and the section it stands in."""
+
+    language: str
+    text: str
+    section: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """Return a page's fenced blocks in order."""
+    found, section, open_block = [], "", None
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if open_block is not None:
+            if line == "```":
+                found.append(Block(open_block[0], "\n".join(open_block[1:]), section))
+                open_block = None
+            else:
+                open_block.append(line)
+        elif line.startswith("```"):
+            open_block = [line.removeprefix("```")]
+        elif line.startswith("## "):
+            section = line.removeprefix("## ")
+    assert open_block is None, f"{page.name}: a fenced block is not closed"
+    return found
+
+
+def sessions(page: Path) -> dict[str, list[Block]]:
+    """Return the page's command and output blocks by session: one for each section on real data, one for the rest."""
+    ours = [block for block in blocks(page) if block.language in (*COMMANDS, OUTPUT)]
+    real = {block.section for block in ours if "../shared" in block.text}
+    parts: dict[str, list[Block]] = {}
+    for block in ours:
+        parts.setdefault(block.section if block.section in real else "", []).append(block)
+    return {title: part for title, part in parts.items() if any(block.language in COMMANDS for block in part)}
+
+
+def _checked(line: str) -> str:
+    """Return a line as it stands; one that documents another exit code than 0 must end with just that one."""
+    said = re.fullmatch(r"(.+?)\s+# exit code (\d+)", line)
+    if said is None:
+        return line
+    return f'code=0; {said[1]} || code=$?; [ "$code" = {said[2]} ] || {{ echo "exit code $code: {said[1]}"; exit 99; }}'
+
+
+def script(part: list[Block]) -> str:
+    """Return one bash script of the command blocks, in order, with a marker before each."""
+    lines = ["set -euo pipefail"]
+    for number, block in enumerate(part):
+        if block.language in COMMANDS:
+            lines.append(f"echo '@@ {number}'")
+            lines += [_checked(line) for line in block.text.splitlines()]
+    return "\n".join(lines)
+
+
+EVERY = [
+    pytest.param(page, title, id=page.name + (f"#{title}" if title else ""))
+    for page in PAGES
+    for title in sessions(page)
+]
+
+
+@pytest.mark.parametrize(("page", "title"), EVERY)
+def test_the_commands_of_a_page_run_as_pasted(
+    page: Path, title: str, checkout: Path, environment: dict[str, str], with_demo: Callable[[], None]
+) -> None:
+    """In order, in a checkout, each with its documented exit code; every quoted line is part of the output."""
+    part = sessions(page)[title]
+    if "../shared" in "".join(block.text for block in part) and not SHARED.is_dir():
+        pytest.skip("the real data, ../shared beside the checkout, is not there")
+    if page.name != "README.md":
+        with_demo()
+    if title:
+        environment |= {"PATH": f"{checkout / '.venv' / 'bin'}:{environment['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", script(part)],
+        cwd=checkout,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, f"{page.name} exits with {done.returncode}:\n{done.stdout[-3000:]}"
+    outputs = dict(re.findall(r"^@@ (\d+)$(.*?)(?=^@@ |\Z)", done.stdout, flags=re.MULTILINE | re.DOTALL))
+    for number, block in enumerate(part):
+        if block.language == OUTPUT:
+            for line in filter(str.strip, block.text.splitlines()):
+                assert line in outputs[str(number - 1)], f"{page.name} quotes what is not printed: {line}"
+
+
+def test_the_readme_shows_commands() -> None:
+    """The test above has something to run, on the demo and on real data."""
+    assert set(sessions(ROOT / "README.md")) == {"", "Your own ledger"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link of a page is a file of the checkout."""
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_commands_exist(page: Path) -> None:
+    """A page names only commands that the command line has; what is coming is described, not named."""
+    named = set(re.findall(r"`replay ([a-z]+)\b", page.read_text(encoding="utf-8")))
+    assert named - set(get_command(build_app()).commands) == set()  # type: ignore[attr-defined]
