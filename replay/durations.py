@@ -18,7 +18,8 @@ def duration_ms(text: str | int) -> int:
     """
     if isinstance(text, int) and not isinstance(text, bool):
         return _bounded(text, text, "duration")
-    found = re.fullmatch(r"\s*(-?[0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?\s*", str(text))
+    written = text if isinstance(text, str) else ""
+    found = re.fullmatch(r"\s*(-?[0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?\s*", written)
     if found is None:
         raise ReplayError(f"{text!r} is not a duration; expected a number and a unit, such as 500ms, 30s, 15m or 7d")
     return _bounded(float(found[1]) * _UNITS_MS[found[2] or "ms"], text, "duration")

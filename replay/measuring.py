@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -46,7 +47,7 @@ class Stamps:
     latency_count: Ints
     tools_requests: Ints
 
-    @property
+    @cached_property
     def stamped_latency_ms(self) -> Floats:
         """Latency as it is stamped: an integer, half to even, as production rounds it whatever rule made it.
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import polars as pl
 
 from replay.core import Candidate
 from replay.errors import ReplayError
@@ -57,6 +56,8 @@ def build(timeline: Timeline) -> OfferBook:
     changes = {offer.valid_from for offer in offers} | {
         offer.valid_to for offer in offers if offer.valid_to is not None
     }
+    known = [_Known(offer) for offer in offers]
+    changes |= {at_ms for offer in known for at_ms in timeline.renamed_ms(offer.candidate.route_key)}
     starts_ms = [-(2**62), *sorted(changes)]
     entering: dict[int, list[int]] = {}
     leaving: dict[int, list[int]] = {}
@@ -64,36 +65,37 @@ def build(timeline: Timeline) -> OfferBook:
         entering.setdefault(offer.valid_from, []).append(number)
         if offer.valid_to is not None:
             leaving.setdefault(offer.valid_to, []).append(number)
-    known = [_Known(offer, timeline) for offer in offers]
     segments: list[Segment] = []
     present: set[int] = set()
     for start in starts_ms:
         present |= set(entering.get(start, ()))
         present -= set(leaving.get(start, ()))
         order = sorted(present, key=lambda number: (offers[number].position, offers[number].id or 0, number))
-        segments.append(_segment([known[number] for number in order]))
+        segments.append(_segment([known[number] for number in order], timeline, start))
     return OfferBook(starts_ms, segments, recorded)
 
 
 class _Known:
     """An offer with what is derived from it once."""
 
-    def __init__(self, offer: OfferRow, timeline: Timeline) -> None:
+    def __init__(self, offer: OfferRow) -> None:
         try:
             self.candidate = offer.candidate()
+            if not isinstance(self.candidate.capabilities, dict):
+                raise TypeError("its capabilities are no object")
         except (ValueError, TypeError) as error:
             raise ReplayError(
                 f"offer {offer.id} in offer_history cannot be read ({error}); expected its capabilities and declared "
                 "fields to be JSON objects, or null; correct the row"
             ) from error
-        self.route = timeline.route_of(self.candidate.route_key)
         self.price_cached_in = offer.price_cached_in
 
 
-def _segment(offers: list[_Known]) -> Segment:
+def _segment(offers: list[_Known], timeline: Timeline, start_ms: int) -> Segment:
+    routes = [timeline.route_of(offer.candidate.route_key, start_ms) for offer in offers]
     return Segment(
         tuple(offer.candidate for offer in offers),
-        np.array([offer.route for offer in offers], dtype=np.int64),
+        np.array(routes, dtype=np.int64),
         tuple(offer.price_cached_in for offer in offers),
     )
 
@@ -101,23 +103,26 @@ def _segment(offers: list[_Known]) -> Segment:
 def _from_ledger(timeline: Timeline) -> list[OfferRow]:
     attempts, calls = timeline.attempts, timeline.calls
     starts = np.where(attempts.start_ms >= 0, attempts.start_ms, attempts.ts_ms)
-    routes = np.concatenate([attempts.route, calls.route])
-    frame = pl.DataFrame({"route": routes, "at_ms": np.concatenate([starts, calls.decided_ms])})
-    frame = frame.filter(pl.col("route") >= 0).group_by("route").agg(pl.col("at_ms").min()).sort("route")
+    routes = [*attempts.route.tolist(), *calls.route.tolist()]
+    entered: dict[tuple[str, str, str], int] = {}
+    for route, at_ms in zip(routes, [*starts.tolist(), *calls.decided_ms.tolist()], strict=True):
+        if route >= 0:
+            provider, family, served_by = (*timeline.routes[route].split("|", 2), "", "")[:3]
+            candidate = (provider, family, served_by or provider)  # `p|m|` is `p|m|p` with the server left out
+            entered[candidate] = min(at_ms, entered.get(candidate, at_ms))
     prices = {(row["provider_id"], row["model_family"]): row for row in timeline.ledger.prices.to_dicts()}
     offers = []
-    for route, first_ms in frame.iter_rows():
-        provider, family, served_by = (*timeline.routes[route].split("|", 2), "", "")[:3]
-        if served_by == "" and f"{timeline.routes[route]}{provider}" in timeline.routes:
-            continue  # the same candidate, written in full elsewhere
+    for position, (provider, family, served_by) in enumerate(
+        sorted(entered, key=lambda parts: "|".join(parts).encode())
+    ):
         price = prices.get((provider, family), {})
         offers.append(
             OfferRow(
-                valid_from=first_ms,
-                position=route,
+                valid_from=entered[provider, family, served_by],
+                position=position,
                 provider_id=provider,
                 model_family=family,
-                peer_id=None if served_by in ("", provider) else served_by,
+                peer_id=None if served_by == provider else served_by,
                 price_in=price.get("price_in"),
                 price_out=price.get("price_out"),
                 price_cached_in=price.get("price_cached_in"),

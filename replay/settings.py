@@ -286,6 +286,9 @@ def _measure(outer: _Reader, key: str) -> Measure:
         zero_latency=reader.choice("zero_latency", ("value", "unknown"), "value"),
     )
     reader.done()
+    stands_in = [value for value in (measure.when_cold, measure.when_empty) if value is not None]
+    if key == "reliability" and not all(0 <= value <= 1 for value in stands_in):
+        raise ReplayError(f"{reader.path} stamps {stands_in} on unmeasured routes; expected success rates from 0 to 1")
     return measure
 
 

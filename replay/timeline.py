@@ -90,22 +90,26 @@ class Timeline:
     attempts: Attempts
     calls: Calls
     _index: dict[str, int]
-    _seen: Bools  # per route: attempts or calls of it are in the ledger; one more, False, for "no route"
+    _first_ms: Ints  # per route: the first attempt's start or call's decision; NEVER without any, and for "no route"
 
     def number(self, key: str) -> int:
         """Return the number of a route key as the ledger writes it, -1 (no route) if it never does."""
         return self._index.get(key, -1)
 
-    def route_of(self, candidate_key: str) -> int:
-        """Return the number of a candidate's route.
+    def route_of(self, candidate_key: str, at_ms: int) -> int:
+        """Return the number of a candidate's route at an instant.
 
         A direct candidate is served by its provider (`p|m|p`); a ledger that leaves the server out writes `p|m|`.
-        Where only the latter was seen, it is that candidate's route.
+        Where only the latter was seen until then, it is that candidate's route.
         """
-        index, bare = self._index.get(candidate_key, -1), _without_server(candidate_key)
-        if bare is not None and (index < 0 or not self._seen[index]) and self._seen[self._index.get(bare, -1)]:
-            return self._index[bare]
-        return index
+        index, bare = self._index.get(candidate_key, -1), self._index.get(_without_server(candidate_key) or "", -1)
+        return bare if index < 0 or self._first_ms[index] > at_ms >= self._first_ms[bare] else index
+
+    def renamed_ms(self, candidate_key: str) -> set[int]:
+        """Return the instants at which a candidate's route may change its name: see `route_of`."""
+        bare = self._index.get(_without_server(candidate_key) or "", -1)
+        first_ms = {int(self._first_ms[self._index.get(candidate_key, -1)]), int(self._first_ms[bare])}
+        return first_ms - {int(NEVER)} if self._first_ms[bare] < NEVER else set()
 
 
 def _without_server(key: str) -> str | None:
@@ -154,13 +158,19 @@ def build(ledger: Ledger) -> Timeline:
     calls = _call_frame(ledger)
     attempts = ledger.attempts.with_columns(route_key_expr())
     offer_routes = ledger.offers.select(offer_route_expr())["route_key"]
-    used = {*attempts["route_key"], *calls["route"].drop_nulls()}
-    routes = sorted({*used, *offer_routes}, key=str.encode)
+    used = pl.concat(
+        [
+            attempts.select("route_key", at_ms=pl.coalesce(_start_ms(), "ts")),
+            calls.select(route_key="route", at_ms="decided_ms").drop_nulls(),
+        ]
+    )
+    first_ms = dict(used.group_by("route_key").agg(pl.col("at_ms").min()).iter_rows())
+    routes = sorted({*first_ms, *offer_routes}, key=str.encode)
     index = {key: number for number, key in enumerate(routes)}
-    seen = np.array([*(key in used for key in routes), False], dtype=np.bool_)
+    first = np.array([*(first_ms.get(key, NEVER) for key in routes), NEVER], dtype=np.int64)
     call_of = {row: number for number, row in enumerate(calls["usage_event_id"]) if row is not None}
     attempt_arrays = _attempts(attempts, index, call_of)
-    return Timeline(ledger, routes, attempt_arrays, _calls(calls, index, attempt_arrays), index, seen)
+    return Timeline(ledger, routes, attempt_arrays, _calls(calls, index, attempt_arrays), index, first)
 
 
 def offer_route_expr() -> pl.Expr:
@@ -192,8 +202,13 @@ def _known_latency_ms() -> pl.Expr:
     return pl.when(known).then(latency).round(mode="half_to_even").cast(pl.Int64, strict=False)
 
 
+def _start_ms() -> pl.Expr:
+    """When an attempt began, null where it is unknown."""
+    return pl.coalesce("started_at", pl.col("ts") - _known_latency_ms())
+
+
 def _attempts(frame: pl.DataFrame, index: dict[str, int], call_of: dict[str, int]) -> Attempts:
-    frame = frame.with_columns(start=pl.coalesce("started_at", pl.col("ts") - _known_latency_ms()))
+    frame = frame.with_columns(start=_start_ms())
     calls = [call_of.get(request, -1) if request is not None else -1 for request in frame["request_id"]]
     return Attempts(
         id=_ints(frame["id"]),

@@ -6,9 +6,12 @@ A look is not proved: reproduction and audit are left out, so that it can follow
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
@@ -16,15 +19,19 @@ import polars as pl
 from analysis import decisions as deciding
 from analysis import prequential
 from replay import engine
-from replay.core import Policy, Schema, admit
-from replay.durations import human
+from replay.core import SHIPPED_FIELDS, SHIPPED_POLICIES, Policy, Schema, admit, load_policy
+from replay.demo import record_demo
+from replay.durations import human, iso
 from replay.errors import ReplayError
 from replay.estimators import Ema, Window
-from replay.ledger.load import Ledger
+from replay.ledger.load import Ledger, load_ledger
+from replay.ledger.mirror import open_mirror
 from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW, Settings
 from replay.timeline import route_key_expr
 
 DAY_MS = 86_400_000
+DEMO_MIRROR = Path("demo/ledger.duckdb")
+RECORDED = "recorded with each call"
 
 
 def window_settings(window_ms: int) -> Settings:
@@ -134,6 +141,11 @@ class Contrast:
     flip_summary: pl.DataFrame
     verdict: list[str]
 
+    def leading(self) -> pl.DataFrame:
+        """Return the Brier differences as the router read them, over all attempts: overall and per route."""
+        asked = (pl.col("question") == prequential.AS_READ) & (pl.col("metric") == prequential.BRIER)
+        return self.differences.filter(asked & (pl.col("over") == prequential.OVER_ALL))
+
 
 def contrast(first: Look, second: Look) -> Contrast:
     """Compare two looks at the same slice of the same ledger; a difference below 0: the first predicts better."""
@@ -151,7 +163,8 @@ def contrast(first: Look, second: Look) -> Contrast:
     )
     flips, summary = pl.DataFrame(), None
     if len(decisions):
-        flips = deciding.flips(decisions, a.name, b.name)
+        pair = {"setting_a": pl.lit(a.name), "setting_b": pl.lit(b.name)}
+        flips = deciding.flips(decisions, a.name, b.name).with_columns(**pair)
         summary = deciding.flip_summary(decisions, a.name, b.name, window_ms=window_ms)
     return Contrast(
         figures=figures,
@@ -160,6 +173,74 @@ def contrast(first: Look, second: Look) -> Contrast:
         flip_summary=pl.DataFrame(schema=deciding.SUMMARY_SCHEMA) if summary is None else summary,
         verdict=deciding.verdict(figures, differences, summary),
     )
+
+
+def read_ledger(mirror: Path | None, progress: engine.Progress | None = None) -> tuple[Ledger, str]:
+    """Return a ledger to tune on, and a sentence that says which: the mirror's, else the demo's.
+
+    Without a mirror that is `demo/ledger.duckdb` in the working folder if it is there, else a demo recorded now into a
+    folder that is gone again afterwards. The file is opened, read and closed. Raises ReplayError where there is no
+    mirror at the path, or no attempt in it.
+    """
+    path = mirror or (DEMO_MIRROR if DEMO_MIRROR.is_file() else None)
+    if path is not None:
+        ledger = _read(path)
+        source = str(path)
+    else:
+        say = progress or (lambda what, done, total: None)
+        with TemporaryDirectory(prefix="replay-demo-") as folder:
+            fresh = Path(folder) / "ledger.duckdb"
+            record_demo(fresh, progress=lambda done, total: say("recording a simulated week", done, total))
+            ledger = _read(fresh)
+        source = "a demo recorded just now (simulated providers, the real router)"
+    attempts = ledger.attempts
+    if attempts.is_empty():
+        raise ReplayError(f"{source} holds no attempts, so there is nothing to tune on: import a ledger first")
+    first, last = (iso(int(attempts["ts"].sort()[place])) for place in (0, -1))
+    return ledger, f"{source}: {len(ledger.calls):,} calls and {len(attempts):,} attempts, {first} to {last}."
+
+
+def _read(path: Path) -> Ledger:
+    with open_mirror(path) as connection:
+        return load_ledger(connection)
+
+
+def policy_names(ledger: Ledger) -> list[str]:
+    """Return the policies a slice can be decided with, the fitting one first: recorded ones, then those that ship."""
+    recorded = set(ledger.calls["policy_id"].drop_nulls().to_list()) & set(ledger.policies["policy_id"].to_list())
+    return [*([RECORDED] if recorded else []), "balanced", *(name for name in SHIPPED_POLICIES if name != "balanced")]
+
+
+def policy_named(name: str) -> Policy | None:
+    """Return a policy by one of `policy_names`; None for the recorded ones."""
+    return None if name == RECORDED else admit(load_policy(name), Schema.declare(SHIPPED_FIELDS))
+
+
+def instants(first: dt.date, last: dt.date) -> tuple[int, int]:
+    """Return [from, until) in ms of whole days in UTC, both days included.
+
+    >>> instants(dt.date(1970, 1, 1), dt.date(1970, 1, 2))
+    (0, 172800000)
+    """
+    epoch = dt.date(1970, 1, 1)
+    return (first - epoch).days * DAY_MS, ((last - epoch).days + 1) * DAY_MS
+
+
+def day(at_ms: int) -> dt.date:
+    """Return the day in UTC of an instant.
+
+    >>> day(86_400_000)
+    datetime.date(1970, 1, 2)
+    """
+    return dt.datetime.fromtimestamp(at_ms // 1000, dt.UTC).date()
+
+
+def dates(ledger: Ledger) -> tuple[dt.date, dt.date, tuple[dt.date, dt.date]]:
+    """Return the first and last day with attempts, and the days to begin with (see `telling_days`)."""
+    ends = ledger.attempts["ts"].sort()
+    first, last = day(int(ends[0])), day(int(ends[-1]))
+    since_ms, until_ms = telling_days(ledger) or (0, 0)
+    return first, last, (max(first, day(since_ms)), min(last, day(until_ms - 1)))
 
 
 def routes(ledger: Ledger, since_ms: int, until_ms: int) -> list[str]:

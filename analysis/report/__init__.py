@@ -1,6 +1,7 @@
 """The report: a document of plain blocks, written as one HTML file and as Markdown with PNGs."""
 
 from analysis.report.document import (
+    Block,
     Column,
     Command,
     Document,
@@ -15,6 +16,7 @@ from analysis.report.html import to_html
 from analysis.report.markdown import to_markdown
 
 __all__ = [
+    "Block",
     "Column",
     "Command",
     "Document",

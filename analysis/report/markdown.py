@@ -32,7 +32,7 @@ def to_markdown(document: Document, stem: str) -> tuple[str, dict[str, bytes]]:
 
 
 def _t(text: str) -> str:
-    """Escape what Markdown or GitHub would read as more than text (mentions and issue numbers, too)."""
+    """Escape what Markdown would read as more than text, on one line."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 

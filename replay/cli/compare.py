@@ -73,10 +73,11 @@ def print_comparison(out: Console, compared: Comparison, routes: bool = False, b
             f"{row['setting']}, {row['question']}, {row['metric']}: {row['lowest']:.4f} to {row['highest']:.4f} over "
             f"{row['seeds']} assignments of calls to processes",
         )
-    for pair in compared.flip_summary.partition_by("setting_b", maintain_order=True):
-        out.print(flips_table(pair))
     if compared.flip_summary.is_empty():
-        plain(out, "No decisions to compare: the ledger holds attempts alone.")
+        plain(out, "No decisions to compare: the ledger, or its slice, holds attempts alone.")
+    else:
+        for pair in compared.flip_summary.partition_by("setting_b", maintain_order=True):
+            out.print(flips_table(pair))
     for route in sorted(set(compared.figures["scope"]) - {"all"}) if routes else []:
         plain(out, f"\n{route}", "bold")
         out.print(figures_table(compared.figures, route))

@@ -55,10 +55,11 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def with_demo(checkout: Path, demo_ledger: Path) -> Callable[[], None]:
-    """Puts the demo's ledger where `make demo` leaves it."""
+def with_demo(checkout: Path, request: pytest.FixtureRequest) -> Callable[[], None]:
+    """Puts the demo's ledger where `make demo` leaves it; it is recorded only if this is called."""
 
     def put() -> None:
+        demo_ledger = request.getfixturevalue("demo_ledger")
         (checkout / "demo").mkdir(exist_ok=True)
         shutil.copy(demo_ledger, checkout / "demo" / "ledger.duckdb")
 
