@@ -268,7 +268,8 @@ def tools_evidence(
 def _most_silent(attempts: pl.DataFrame, failed: Failed, window_ms: int) -> pl.DataFrame:
     """Return per route the most tools requests that any window without a tool call held.
 
-    A window that ends just after a request is the fullest around it, so only these are tried.
+    The count rises only when a request enters, and silence begins only when a tool call leaves: the windows that end
+    just after either are all that need to be tried.
     """
     parts = [pl.col(name).cast(pl.String).fill_null("") for name in ("provider_id", "model_family", "served_by")]
     flags = [pl.col(name).cast(pl.Boolean).fill_null(False) for name in ("tools_requested", "tool_calls_emitted")]
@@ -277,8 +278,9 @@ def _most_silent(attempts: pl.DataFrame, failed: Failed, window_ms: int) -> pl.D
     rows = []
     for (key,), part in keyed.partition_by("route_key", as_dict=True, maintain_order=True).items():
         ts = part["ts"].to_numpy()
-        before = np.searchsorted(ts, ts - window_ms, side="right")
-        until = np.searchsorted(ts, ts, side="right")
+        ends = np.concatenate([ts, ts + window_ms])
+        before = np.searchsorted(ts, ends - window_ms, side="right")
+        until = np.searchsorted(ts, ends, side="right")
         sums = [np.concatenate([[0], np.cumsum(part[name].to_numpy())]) for name in part.columns[2:]]
         requests, emitted = (total[until] - total[before] for total in sums)
         rows.append((str(key), int(np.where(emitted == 0, requests, 0).max())))

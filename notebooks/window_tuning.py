@@ -9,6 +9,7 @@ __generated_with = "0.25.2"
 app = marimo.App(width="medium", app_title="Window tuning")
 
 with app.setup:
+    import html
     import os
     from pathlib import Path
 
@@ -58,25 +59,29 @@ def _(mirror_field):
 
 @app.cell(hide_code=True)
 def _():
+    def paragraph(text):
+        """Show a sentence as it is, whatever signs it holds."""
+        return mo.Html(f"<p>{html.escape(text)}</p>")
+
     def into(spinner):
         """Return what tells a spinner how far long work is."""
         return lambda what, done, total: spinner.update(subtitle=f"{what}: {done:,} of {total:,}")
 
     def refused(error):
         """Show an error's paragraph, and stop what rests on it."""
-        mo.stop(True, mo.callout(mo.plain_text(str(error)), kind="danger"))
+        mo.stop(True, mo.callout(paragraph(str(error)), kind="danger"))
 
-    return into, refused
+    return into, paragraph, refused
 
 
 @app.cell(hide_code=True)
-def _(into, mirror, refused):
+def _(into, mirror, paragraph, refused):
     with mo.status.spinner(title="Reading the ledger", remove_on_exit=True) as _spinner:
         try:
             ledger, _said = tuning.read_ledger(mirror, into(_spinner))
         except ReplayError as error:
             refused(error)
-    mo.plain_text(_said)
+    paragraph(_said)
     return (ledger,)
 
 
@@ -154,7 +159,7 @@ def _(ema_look, refused, window_look):
 
 
 @app.cell(hide_code=True)
-def _(ema_look, floor, held, window_look):
+def _(ema_look, floor, held, paragraph, window_look):
     _turned = (
         ""
         if floor == 0
@@ -165,8 +170,8 @@ def _(ema_look, floor, held, window_look):
     mo.vstack(
         [
             mo.md("## What changes"),
-            *(mo.plain_text(sentence) for sentence in held.verdict if sentence),
-            *([mo.plain_text(_turned)] if _turned else []),
+            *(paragraph(sentence) for sentence in held.verdict if sentence),
+            *([paragraph(_turned)] if _turned else []),
         ]
     )
     return
@@ -215,42 +220,45 @@ def _(route_field):
 
 
 @app.cell(hide_code=True)
-def _(ema_look, held, route, window_look):
-    predictions = window_look.predictions.vstack(ema_look.predictions)
-    decisions = window_look.decisions.vstack(ema_look.decisions)
-    frames = {
-        "reliability": series.rules_over_time(predictions, route=route),
-        "latency": series.rules_over_time(predictions, route=route, latency=True),
-        "flips": series.flips_over_time(decisions, held.flips),
-        "differences": held.leading(),
-    }
-    _theme = mo.app_meta().theme
-    charts = {
-        name: CHARTS[name].draw(frame, width=WIDTH_PX, theme=_theme if _theme == "dark" else "light")
-        for name, frame in frames.items()
-    }
-    return charts, decisions, frames, predictions
-
-
-@app.cell(hide_code=True)
-def _(charts):
-    mo.vstack([charts["reliability"], charts["latency"]])
-    return
-
-
-@app.cell(hide_code=True)
-def _(charts):
-    mo.vstack([mo.md("## Where they part"), charts["flips"], charts["differences"]])
-    return
-
-
-@app.cell(hide_code=True)
 def _():
+    def draw(name, frame):
+        """Draw a chart for the notebook's own theme."""
+        theme = "dark" if mo.app_meta().theme == "dark" else "light"
+        return CHARTS[name].draw(frame, width=WIDTH_PX, theme=theme)
+
+    return (draw,)
+
+
+@app.cell(hide_code=True)
+def _(draw, ema_look, route, window_look):
+    predictions = window_look.predictions.vstack(ema_look.predictions)
+    reliability = series.rules_over_time(predictions, route=route)
+    latency = series.rules_over_time(predictions, route=route, latency=True)
+    route_charts = {"reliability": draw("reliability", reliability), "latency": draw("latency", latency)}
+    mo.vstack(route_charts.values())
+    return latency, predictions, reliability, route_charts
+
+
+@app.cell(hide_code=True)
+def _(draw, ema_look, floor, held, into, ledger, policy, window_look):
+    with mo.status.spinner(title="Looking for causes", remove_on_exit=True) as _spinner:
+        flips = tuning.with_causes(held.flips, ledger, (window_look, ema_look), policy, floor, into(_spinner))
+    decisions = window_look.decisions.vstack(ema_look.decisions)
+    setting_charts = {
+        "flips": draw("flips", series.flips_over_time(decisions, flips)),
+        "differences": draw("differences", held.leading()),
+    }
+    mo.vstack([mo.md("## Where they part"), *setting_charts.values()])
+    return decisions, flips, setting_charts
+
+
+@app.cell(hide_code=True)
+def _(paragraph):
     prove_button = mo.ui.run_button(label="Prove these settings")
     mo.vstack(
         [
             mo.md("## Proof"),
-            mo.plain_text(
+            paragraph(
                 "What moves with the sliders is not audited. This replays the slice again with reproduction and audit, "
                 "without the floor (some seconds per thousand decisions)."
             ),
@@ -267,19 +275,19 @@ def _(prove_button):
 
 
 @app.cell(hide_code=True)
-def _(ema_look, into, ledger, policy, prove, since_ms, until_ms, window_look):
+def _(ema_look, into, ledger, paragraph, policy, prove, since_ms, until_ms, window_look):
     mo.stop(not prove, None)
     with mo.status.spinner(title="Proving", remove_on_exit=True) as _spinner:
         _both = [window_look.settings, ema_look.settings]
         proof = engine.run(ledger, _both, policy, since_ms, until_ms, into(_spinner))
     _made = make_record(proof, ledger.identity, policy, [], since_ms, until_ms)
     proof_said = [reproduction_said(_made["reproduction"]), *map(audit_said, _made["replayed"])]
-    mo.callout(mo.vstack(map(mo.plain_text, proof_said)), kind="success" if proof.passed else "danger")
+    mo.callout(mo.vstack(map(paragraph, proof_said)), kind="success" if proof.passed else "danger")
     return proof, proof_said
 
 
 @app.cell(hide_code=True)
-def _(charts, ema_look, floor, window_look):
+def _(ema_look, floor, route_charts, setting_charts, window_look):
     _note = "tuned with the notebook window_tuning; replay it with: replay run MIRROR --settings THIS_FILE -o RUN"
     if floor:
         _note += f"\nseen under a reliability floor of {floor:g}, which belongs to the policy and is not in this file"
@@ -300,7 +308,7 @@ def _(charts, ema_look, floor, window_look):
                         for name, text in exports.items()
                     ),
                     mo.download(
-                        data=lambda: archive(charts), filename="window-tuning-charts.zip",
+                        data=lambda: archive(route_charts | setting_charts), filename="window-tuning-charts.zip",
                         label="Export these charts (PNG and SVG)",
                     ),
                 ],

@@ -50,11 +50,16 @@ class Comparison:
 
     def write(self, folder: Path) -> None:
         """Store every frame as Parquet beside each other."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for item in fields(self):
-            frame = getattr(self, item.name)
-            if isinstance(frame, pl.DataFrame) and frame.columns:
-                frame.write_parquet(folder / f"{item.name}.parquet", row_group_size=ROWS_PER_GROUP)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for item in fields(self):
+                frame = getattr(self, item.name)
+                if isinstance(frame, pl.DataFrame) and frame.columns:
+                    frame.write_parquet(folder / f"{item.name}.parquet", row_group_size=ROWS_PER_GROUP)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise ReplayError(
+                f"the comparison could not be written to {folder} ({error}); make room, or give another folder"
+            ) from error
 
 
 def sides_of(runs: Sequence[StoredRun]) -> list[Side]:

@@ -182,8 +182,10 @@ def read(folder: Path) -> StoredRun:
         raise ReplayError(
             f"{folder} is no run's folder; expected one written by `replay run … --out {folder}`"
         ) from error
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, TypeError, KeyError, pl.exceptions.PolarsError) as error:
         raise ReplayError(f"{folder} cannot be read as a run's folder ({error}); replay it again") from error
+    if not isinstance(record, dict):
+        raise ReplayError(f"{folder} cannot be read as a run's folder (its record is no object); replay it again")
     if record.get("format") != FORMAT:
         raise NotComparableError(
             f"{folder} has format {record.get('format')}, this version reads format {FORMAT}: replay it again"

@@ -15,6 +15,7 @@ import replay
 from analysis import decisions as deciding
 from analysis import prequential, series
 from analysis.charts import CHARTS, AnyChart, ChartSpec
+from analysis.charts.theme import instant
 from analysis.prequential import ALL, AS_READ, BRIER, OVER_ALL, percent
 from analysis.report import (
     Block,
@@ -32,8 +33,8 @@ from analysis.report import (
     to_markdown,
 )
 from analysis.report.content import DASH
-from analysis.report.document import Tone
-from analysis.report.pictures import WIDE_PX, picture
+from analysis.report.document import SIZES_PX, Tone
+from analysis.report.pictures import picture
 from replay import settings as settings_room
 from replay.cli.show import audit_said, reproduction_said
 from replay.comparison import Comparison, Side, compare
@@ -170,7 +171,8 @@ def draw(
         except ReplayError as error:
             missing.append(f"The {name} chart is not here: {error}")
             continue
-        command = _line("replay", "chart", name, _shown_path(folder), "--width", str(WIDE_PX), "-o", f"{name}.png")
+        size = ("--width", str(SIZES_PX["wide"]))
+        command = _line("replay", "chart", name, _shown_path(folder), *size, "-o", f"{name}.png")
         note = "" if name not in joint else "Drawn from all runs of this report; the command draws the first run alone."
 
         def drawn(width: int, theme: str, spec: ChartSpec = spec, frame: pl.DataFrame = frame) -> AnyChart:
@@ -213,7 +215,7 @@ def build(
         subtitle=_subtitle(runs[0]),
         facts=_facts(runs, compared),
         sections=[
-            content.verdict_section(compared.verdict, said.compare),
+            content.verdict_section(compared.verdict, names, said.compare),
             _proofs(runs, said),
             _inferred(runs, compared.notes),
             content.figures_section(*frames, compared.process_range, said.compare),
@@ -237,7 +239,7 @@ def _subtitle(run: StoredRun) -> str:
     calls, attempts = tables["calls"], tables["route_observations"]
     first, last = run.input["since_ms"], run.input["until_ms"]
     ends = [at for at in (calls["first_ms"], attempts["first_ms"], calls["last_ms"], attempts["last_ms"]) if at]
-    span = f"{iso(min(ends))} to {iso(max(ends))}" if ends else "no traffic"
+    span = f"{instant(min(ends))} to {instant(max(ends))}" if ends else "no traffic"
     part = "" if first is None and last is None else (
         f" Replayed from {'the beginning' if first is None else iso(first)} to "
         f"{'the end' if last is None else iso(last)}."
@@ -272,9 +274,14 @@ def _facts(runs: Sequence[StoredRun], compared: Comparison) -> list[tuple[str, s
     )
     for row in leading.iter_rows(named=True):
         if row["difference"] is not None:
-            label = "Brier difference, as read" + ("" if len(compared.sides) == 2 else f", {row['setting_b']}")
-            facts.append((label, f"{row['difference']:+.4f}".replace("-", "−"), "plain"))
+            span = "no interval" if row["low"] is None else f"[{_signed(row['low'])}, {_signed(row['high'])}]"
+            pair = "" if len(compared.sides) == 2 else f", {row['setting_b']}"
+            facts.append((f"Brier difference as read{pair} {span}", _signed(row["difference"]), "plain"))
     return facts
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
 
 
 def _proofs(runs: Sequence[StoredRun], said: Words) -> Section:

@@ -14,18 +14,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from analysis import decisions as deciding
 from analysis import prequential
-from replay import engine
+from replay import engine, offerbook, timeline
 from replay.core import SHIPPED_FIELDS, SHIPPED_POLICIES, Policy, Schema, admit, load_policy
+from replay.deciding import Decider, Policies, cause
 from replay.demo import record_demo
 from replay.durations import human, iso
 from replay.errors import ReplayError
 from replay.estimators import Ema, Window
 from replay.ledger.load import Ledger, load_ledger
 from replay.ledger.mirror import open_mirror
+from replay.measuring import Measuring
 from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW, Settings
 from replay.timeline import route_key_expr
 
@@ -175,6 +178,38 @@ def contrast(first: Look, second: Look) -> Contrast:
     )
 
 
+def with_causes(
+    flips: pl.DataFrame,
+    ledger: Ledger,
+    looks: tuple[Look, Look],
+    policy: Policy | None = None,
+    floor: float = 0.0,
+    progress: engine.Progress | None = None,
+) -> pl.DataFrame:
+    """Return the flips of two looks with the `cause` that turned each (`replay.deciding.cause`).
+
+    `policy` and `floor` are those that both looks were taken with.
+    """
+    say = progress or (lambda what, done, total: None)
+    if flips.is_empty():
+        return flips
+    axis = timeline.build(floored(ledger, floor) if floor else ledger)
+    wanted = dict(zip(flips["call_id"].to_list(), flips["chosen_b"].to_list(), strict=True))
+    calls = np.flatnonzero(np.isin(axis.calls.id, list(wanted))).astype(np.int64)
+    given = policy and with_floor(policy, floor)
+    decider = Decider(axis, offerbook.build(axis), Policies(axis, given), calls)
+    base, against = (decider.parts(Measuring(axis, one.settings)) for one in looks)
+    found = []
+    for number, call in enumerate(calls.tolist()):
+        if number % 100 == 0:
+            say("finding what turned each flip", number, len(calls))
+        identity = int(axis.calls.id[call])
+        route = wanted[identity]
+        found.append((identity, cause(decider, call, base, against, -1 if route is None else axis.number(route))))
+    causes = pl.DataFrame(found, schema={"call_id": pl.Int64, "cause": pl.String}, orient="row")
+    return flips.join(causes, on="call_id", how="left", maintain_order="left")
+
+
 def read_ledger(mirror: Path | None, progress: engine.Progress | None = None) -> tuple[Ledger, str]:
     """Return a ledger to tune on, and a sentence that says which: the mirror's, else the demo's.
 
@@ -251,17 +286,19 @@ def routes(ledger: Ledger, since_ms: int, until_ms: int) -> list[str]:
 
 
 def telling_days(ledger: Ledger, days: int = 2) -> tuple[int, int] | None:
-    """Return [from, until) of the whole days (UTC) that end with the day of most failures; None without attempts.
+    """Return [from, until) of whole days (UTC) that hold the day of most failures; None without attempts.
 
-    Where nothing ever failed, the busiest day; of equals, the earliest. Two days hold enough hours for an interval.
+    They end with that day, or begin with the ledger's first. Where nothing ever failed, the busiest day; of equals,
+    the earliest. Two days hold enough hours for an interval.
     """
     if ledger.attempts.is_empty():
         return None
     per_day = ledger.attempts.group_by((pl.col("ts") // DAY_MS).alias("day")).agg(
         (~pl.col("ok")).sum().alias("failed"), pl.len().alias("attempts")
     )
-    last = int(per_day.sort(["failed", "attempts", "day"], descending=[True, True, False])["day"][0])
-    return (last - days + 1) * DAY_MS, (last + 1) * DAY_MS
+    worst = int(per_day.sort(["failed", "attempts", "day"], descending=[True, True, False])["day"][0])
+    first = max(worst - days + 1, int(per_day["day"].sort()[0]))
+    return first * DAY_MS, (first + days) * DAY_MS
 
 
 def to_toml(settings: Settings, comment: str = "") -> str:

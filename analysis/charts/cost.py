@@ -58,7 +58,7 @@ def cost(frame: pl.DataFrame, *, width: int = 600, theme: str = "light", top: in
     )
 
 
-def _points(shown: pl.DataFrame, width: int, theme: str) -> alt.LayerChart:
+def _points(shown: pl.DataFrame, width: int, theme: str) -> look.AnyChart:
     colours = look.theme_of(theme)
     names = look.labels([p or "" for p in shown["provider_id"]])
     rows = shown.to_dicts()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import polars as pl
@@ -31,7 +31,7 @@ def differences(frame: pl.DataFrame, *, width: int = 600, theme: str = "light", 
     ...     "setting_a": "now", "setting_b": "before", "difference": [-0.02, 0.01], "low": [-0.03, None],
     ...     "high": [-0.01, None], "attempts": [40, 10]})
     >>> differences(frame).to_dict()["title"]["text"]
-    ['now predicts better than before: Brier score −0.0200 [−0.0300, −0.0100] over all routes']
+    ['now predicts better than before: Brier score −0.0200 [−0.0300, −0.0100]', 'over all routes']
     """
     look.require(frame, COLUMNS, "differences")
     look.require_width(width)
@@ -64,7 +64,7 @@ def _judged(row: dict[str, Any]) -> str:
     return f"{row['setting_a'] if row['difference'] < 0 else row['setting_b']} better"
 
 
-def _forest(shown: pl.DataFrame, width: int, theme: str) -> alt.LayerChart:
+def _forest(shown: pl.DataFrame, width: int, theme: str) -> look.AnyChart:
     colours = look.theme_of(theme)
     a, b = shown["setting_a"][0], shown["setting_b"][0]
     names = look.labels([("all routes" if s == ALL else s) for s in shown["scope"]], 38 if width < 900 else 60)
@@ -108,7 +108,11 @@ def _forest(shown: pl.DataFrame, width: int, theme: str) -> alt.LayerChart:
 def _beside_the_axis(beyond: pl.DataFrame, y: alt.Y, colour: str) -> list[alt.Chart]:
     """Write the figures of the points that lie outside the axis and are drawn at its end."""
     said = []
-    for outside, align, dx in ((pl.col("difference") < 0, "left", 8), (pl.col("difference") > 0, "right", -8)):
+    sides: tuple[tuple[pl.Expr, Literal["left", "right"], int], ...] = (
+        (pl.col("difference") < 0, "left", 8),
+        (pl.col("difference") > 0, "right", -8),
+    )
+    for outside, align, dx in sides:
         rows = beyond.filter(outside)
         if rows.height:
             marks = alt.Chart(rows).mark_text(align=align, dx=dx, color=colour, fontSize=look.LABEL_PX)
@@ -118,7 +122,7 @@ def _beside_the_axis(beyond: pl.DataFrame, y: alt.Y, colour: str) -> list[alt.Ch
 
 def _directions(a: str, b: str, colour: str) -> list[alt.Chart]:
     """Write above the plot which side speaks for which setting."""
-    places: tuple[tuple[str, Any, Any], ...] = (
+    places: tuple[tuple[str, Literal["left", "right"], Any], ...] = (
         (f"← {look.shorten(a, 22)} better", "left", 0),
         (f"{look.shorten(b, 22)} better →", "right", alt.expr("width")),
     )
@@ -164,10 +168,10 @@ def _title(shown: pl.DataFrame) -> str:
 def _subtitle(shown: pl.DataFrame, routes: int, top: int) -> str:
     row = shown.row(0, named=True)
     which = f"the {top} of {routes} routes with most attempts" if routes > top else look.count(routes, "route")
-    over = "attempts both rules stamped" if row["over"] != ALL else "all attempts, an unstamped one read as the default"
+    over = "all attempts, an unstamped one read as the default" if row["over"] == ALL else "attempts both rules stamped"
     return (
-        f"Mean {_metric(shown)} of {row['setting_a']} minus {row['setting_b']}, {row['question']}, with 95 % intervals; "
-        f"{which}, number of attempts beside each; {over}."
+        f"Mean {_metric(shown)} of {row['setting_a']} minus {row['setting_b']}, {row['question']}, with 95 % "
+        f"intervals; {which}, number of attempts beside each; {over}."
     )
 
 

@@ -43,7 +43,7 @@ def flips(frame: pl.DataFrame, *, width: int = 600, theme: str = "light") -> loo
     )
 
 
-def _panels(frame: pl.DataFrame, by_cause: pl.DataFrame, width: int, theme: str) -> alt.FacetChart:
+def _panels(frame: pl.DataFrame, by_cause: pl.DataFrame, width: int, theme: str) -> look.AnyChart:
     named = {row["cause"]: f"{row['cause']}: {look.count(row['flips'], 'flip')}" for row in by_cause.to_dicts()}
     step = int(frame["bin_ms"][0])
     first, last = int(str(frame["bin_start_ms"].min())), int(str(frame["bin_start_ms"].max())) + step
@@ -72,7 +72,8 @@ def _panels(frame: pl.DataFrame, by_cause: pl.DataFrame, width: int, theme: str)
         .properties(width=width - _AXIS_PX, height=max(_PANEL_PX, _PANELS_PX // len(panels)))
     )
     header = alt.Header(title=None, labelOrient="top", labelAnchor="start", labelPadding=2)
-    return bars.facet(row=alt.Row("panel:N").sort(panels).header(header), spacing=8)
+    panelled: look.AnyChart = bars.facet(row=alt.Row("panel:N").sort(panels).header(header), spacing=8)
+    return panelled
 
 
 def _tick(highest: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from analysis import cost, prequential, series, tools
+from analysis.charts.cost import COLUMNS as COST_COLUMNS
 from replay import record
 from replay.comparison import compare
 from replay.errors import ReplayError
@@ -91,21 +92,9 @@ def cost_drift(run: Path, mirror: Path | None = None) -> pl.DataFrame:
     with open_mirror(_mirror(record.read(run), mirror)) as connection:
         (calls,) = connection.execute("SELECT count(*) FROM calls").fetchone() or (0,)
         if not calls:
-            return pl.DataFrame(schema=COST_SCHEMA)
+            return pl.DataFrame(schema=COST_COLUMNS)
         frames = cost_frames(connection)
     return cost.roll_up(cost.price_calls(*frames))
-
-
-COST_SCHEMA = {
-    "provider_id": pl.String,
-    "calls": pl.Int64,
-    "cost_micro": pl.Int64,
-    "compared": pl.Int64,
-    "deviation": pl.Float64,
-    "signal": pl.String,
-    "warn": pl.Boolean,
-}
-"""The columns of `analysis.cost.roll_up` that are drawn."""
 
 
 def compared(stored: record.StoredRun, mirror: Path | None = None) -> Compared:

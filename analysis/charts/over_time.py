@@ -69,7 +69,7 @@ def _draw(frame: pl.DataFrame, kind: str, width: int, theme: str) -> look.AnyCha
 
 def _layers(
     shown: pl.DataFrame, frame: pl.DataFrame, kind: str, rules: list[str], width: int, theme: str
-) -> alt.LayerChart:
+) -> look.AnyChart:
     colours = look.theme_of(theme)
     happened = "recorded: share ok" if kind == _RELIABILITY else "recorded: mean"
     failed = frame.filter((pl.col("series") == OUTCOMES) & (pl.col("failed") > 0))
@@ -144,13 +144,14 @@ def _failures(failed: pl.DataFrame, colour: alt.Color, shape: alt.Shape) -> alt.
     )
     chart = alt.Chart(marks).mark_point(size=30, strokeWidth=1.4, filled=False, yOffset=-6)
     foot = alt.expr("height")
-    return chart.encode(
+    marked: alt.Chart = chart.encode(
         x="at_ms:T",
         y=alt.value(foot),
         color=colour,
         shape=shape,
         tooltip=["bin from (UTC):N", "failed:Q", "attempts:Q"],
     )
+    return marked
 
 
 def _apart(shown: pl.DataFrame, kind: str) -> tuple[str, str, float, int] | None:

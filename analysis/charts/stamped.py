@@ -58,7 +58,7 @@ def _label(row: dict[str, object]) -> str:
     return f"{row['key']} routes ({row['routes']}) · {attempts}"
 
 
-def _dots(shown: pl.DataFrame, settings: list[str], width: int, theme: str) -> alt.LayerChart:
+def _dots(shown: pl.DataFrame, settings: list[str], width: int, theme: str) -> look.AnyChart:
     colours = look.theme_of(theme)
     drawn = shown.with_columns(pl.Series("class", [_label(row) for row in shown.to_dicts()], dtype=pl.String))
     order = drawn["class"].unique(maintain_order=True).to_list()

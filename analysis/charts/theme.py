@@ -217,7 +217,7 @@ def labels(keys: Sequence[str], limit: int = ROUTE_LABEL_CHARS) -> list[str]:
     A direct route names its provider twice; its label names it once.
 
     >>> labels(["p|m|p", "p|m|peer", "", "aaaaXbbbb", "aaaaYbbbb"], 7)
-    ['p|m', 'p|m|…er', '(none)', 'aaa…bbb', 'aaa…bbb (2)']
+    ['p|m', 'p|m…eer', '(none)', 'aaa…bbb', 'aaa…bbb (2)']
     """
     seen: dict[str, int] = {}
     made = []
@@ -238,7 +238,7 @@ def wrap(text: str, width_px: int, font_px: int) -> list[str]:
 
 def finish(
     chart: Any, *, title: str, subtitle: str, alt_text: str, width: int, theme: str, plot: tuple[int, int] | None
-) -> Any:
+) -> AnyChart:
     """Give a chart its title, subtitle, alt text and theme; the headings' height is added to that of the plot.
 
     `plot`: width and height of a view with its axes and legend. Without it (facets) the views already have their size.
@@ -256,7 +256,7 @@ _SENTENCE_PX = 13
 _FIT = alt.AutoSizeParams(type="fit", contains="padding")
 
 
-def sentence(text: str, *, title: str, width: int, theme: str) -> alt.Chart:
+def sentence(text: str, *, title: str, width: int, theme: str) -> AnyChart:
     """Return a chart that says in one sentence why there is nothing to draw."""
     look = theme_of(theme)
     lines = wrap(text, width - 60, _SENTENCE_PX)
@@ -269,12 +269,11 @@ def sentence(text: str, *, title: str, width: int, theme: str) -> alt.Chart:
     made = marks.properties(
         title=heading, description=text, background=look.background, width=width - 20, height=20 + 18 * len(lines)
     )
-    configured: alt.Chart = _configured(made, look)
-    return configured
+    return _configured(made, look)
 
 
-def _configured(chart: Any, look: Theme) -> Any:
-    return (
+def _configured(chart: Any, look: Theme) -> AnyChart:
+    configured: AnyChart = (
         chart.configure(font=FONT)
         .configure_view(stroke=None)
         .configure_axis(
@@ -310,13 +309,14 @@ def _configured(chart: Any, look: Theme) -> Any:
         )
         .configure_header(labelColor=look.text, titleColor=look.muted, labelFontSize=SUBTITLE_PX)
     )
+    return configured
 
 
 def legend_columns(names: Sequence[str], width: int) -> int:
     """Return how many legend entries fit beside each other.
 
     >>> legend_columns(["production-now", "production-before"], 600)
-    4
+    3
     """
     longest = max((len(name) for name in names), default=1)
     return max(1, (width - 40) // (min(280, longest * 7) + 30))

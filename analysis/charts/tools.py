@@ -17,7 +17,7 @@ def tools(frame: pl.DataFrame, *, width: int = 600, theme: str = "light", top: i
     """Draw the tools evidence of each route: requests, tool calls, the longest silence, and the rule's threshold.
 
     Columns: those of `analysis.series.TOOLS_SCHEMA` (see `tools_evidence`): `route_key`, `requests`, `emitted`,
-    `most_silent`, `condemned` (times), `condemned_ms`, `min_samples`, `rule` (in words). The first `top` rows are shown.
+    `most_silent`, `condemned` (times), `condemned_ms`, `min_samples`, `rule` (in words). The first `top` are shown.
 
     >>> frame = pl.DataFrame({"route_key": ["p|m|x", "p|m|y"], "requests": [40, 30], "emitted": [0, 20],
     ...     "most_silent": [25, 3], "condemned": [1, 0], "condemned_ms": [60_000, 0], "min_samples": 20,
@@ -43,7 +43,7 @@ def tools(frame: pl.DataFrame, *, width: int = 600, theme: str = "light", top: i
     )
 
 
-def _rows(shown: pl.DataFrame, width: int, theme: str) -> alt.LayerChart:
+def _rows(shown: pl.DataFrame, width: int, theme: str) -> look.AnyChart:
     colours = look.theme_of(theme)
     names = look.labels(shown["route_key"].to_list(), 34 if width < 900 else 60)
     marked = [f"× {n}" if times else n for n, times in zip(names, shown["condemned"], strict=True)]

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from analysis.decisions import STANDING
+from analysis.intervals import MIN_BLOCKS
 from analysis.prequential import ALL, percent, stamped_line
 from analysis.report.document import Block, Column, Command, Paragraph, Points, Section, Table
 from replay.durations import iso
@@ -31,10 +32,14 @@ LIMITS = (
 """What the numbers cannot say, in every report."""
 
 
-def verdict_section(verdict: Sequence[str], command: str) -> Section:
-    """Return the reviewer's section: the leading sentence large, the others below it, and what prints them."""
-    blocks: list[Block] = [Paragraph(sentence, "lead") for sentence in verdict[:1]]
-    blocks += [Points.of(verdict[1:])] if verdict[1:] else []
+def verdict_section(verdict: Sequence[str], names: Sequence[str], command: str) -> Section:
+    """Return the reviewer's section: the leading sentence large, the others below it, and what prints them.
+
+    `names` are the settings', which keep their first letter as it is.
+    """
+    begun = [one if one.startswith(tuple(names)) else one[:1].upper() + one[1:] for one in verdict]
+    blocks: list[Block] = [Paragraph(sentence, "lead") for sentence in begun[:1]]
+    blocks += [Points.of(begun[1:])] if begun[1:] else []
     return Section("verdict", "Verdict", [*blocks, Command(command)])
 
 
@@ -115,10 +120,20 @@ def _share(value: float | None) -> str:
     return DASH if value is None else percent(value)
 
 
+def _seconds(at_ms: int) -> str:
+    """Write an instant in UTC to the second, for a column of them.
+
+    >>> _seconds(1772409600250)
+    '2026-03-02 00:00:00'
+    """
+    return iso(at_ms // 1000 * 1000).replace("T", " ").removesuffix("Z")
+
+
 def _span(row: dict[str, Any], write: Callable[[float | None], str]) -> str:
     """Write an interval, or why there is none."""
     if row["low"] is None:
-        return row.get("reason") or "no interval"
+        few = 0 < (row["blocks"] or 0) < MIN_BLOCKS
+        return f"none: {row['blocks']} of {MIN_BLOCKS} blocks" if few else row["reason"] or "no interval"
     return f"[{write(row['low'])}, {write(row['high'])}]"
 
 
@@ -209,9 +224,9 @@ def _top_flips(pair: pl.DataFrame, explain: Callable[[int], str]) -> Table:
     """The flips whose weaker margin is largest come first: there the settings disagree most clearly."""
     a, b = _names(pair)
     columns = [
-        Column("Call", True), Column("Decided"), Column("Class"), Column("Cause"), Column("Setting"), Column("Chooses"),
-        Column("Score", True), Column("Other’s score", True), Column("Margin", True), Column("Success", True),
-        Column("Other’s", True), Column("Latency, ms", True), Column("Other’s", True),
+        Column("Call", True), Column("Decided (UTC)"), Column("Class"), Column("Cause"), Column("Setting"),
+        Column("Chooses"), Column("Score", True), Column("Other’s score", True), Column("Margin", True),
+        Column("Success", True), Column("Other’s", True), Column("Latency, ms", True), Column("Other’s", True),
     ]  # fmt: skip
     clearest = pair.with_columns(pl.min_horizontal("margin_a", "margin_b").alias("clear")).sort(
         ["tie", "clear", "call_id"], descending=[False, True, False], nulls_last=True
@@ -220,7 +235,12 @@ def _top_flips(pair: pl.DataFrame, explain: Callable[[int], str]) -> Table:
     for row in clearest.head(TOP_FLIPS).iter_rows(named=True):
         for end, other, setting in (("a", "b", a), ("b", "a", b)):
             first = end == "a"
-            head = [str(row["call_id"]), iso(row["decided_ms"]), row["request_class"] or "", row.get("cause") or ""]
+            head = [
+                str(row["call_id"]),
+                _seconds(row["decided_ms"]),
+                row["request_class"] or "",
+                row.get("cause") or "",
+            ]
             rows.append(
                 [
                     *(head if first else ["", "", "", ""]), setting, row[f"chosen_{end}"] or "no candidate",
@@ -235,7 +255,8 @@ def _top_flips(pair: pl.DataFrame, explain: Callable[[int], str]) -> Table:
     )
     note = (
         "Two lines per call, one per setting: its choice, and beside it what it saw of the route the other chose. "
-        "The larger the smaller margin, the clearer the flip. A dash: no such stamp, or not in the top three."
+        "The larger the smaller margin, the clearer the flip. A dash: no such stamp, or not in the top three. "
+        "All of them are in compare/flips.parquet of the run’s folder; the command explains the first."
     )
     caption = f"Flips between {a} and {b}: {shown}"
     return Table(caption, columns, rows, explain(int(clearest["call_id"][0])), note)

@@ -10,6 +10,10 @@ Tone = Literal["plain", "lead", "good", "bad", "note"]
 """How a sentence is meant: `lead` opens a section, `good` and `bad` are proofs that held or did not."""
 
 
+SIZES_PX = {"wide": 960, "half": 560, "phone": 328}
+"""The widths a chart is drawn in: the page's text at a desk, half of it, and a phone's; style.css chooses."""
+
+
 @dataclass(frozen=True)
 class Paragraph:
     """One or more sentences."""
@@ -70,14 +74,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A chart, drawn: SVG text per (width in px, theme) for HTML, PNG bytes for Markdown; `name` names its file.
+    """A chart, drawn: SVG text per (size, theme) for HTML, PNG bytes for Markdown; `name` names its file.
 
-    `alt` says in words what it shows. `svg` holds at least one width, each with "light" and "dark".
+    `alt` says in words what it shows. `svg` holds every pair of a size in `SIZES_PX` and "light" or "dark".
     """
 
     name: str
     alt: str
-    svg: Mapping[tuple[int, str], str]
+    svg: Mapping[tuple[str, str], str]
     png: bytes
     command: str | None = None
     note: str = ""

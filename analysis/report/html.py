@@ -133,21 +133,19 @@ def _class(column: Column) -> str:
 
 
 def _picture(picture: Picture) -> str:
-    """Offer every width in both schemes; the browser takes the widest that fits, and light ones for paper."""
-    widths = sorted({width for width, _ in picture.svg}, reverse=True)
-    sources = []
-    for width, narrower in zip(widths, [*widths[1:], None], strict=True):
-        fits = "" if narrower is None else f" and (min-width: {width + 48}px)"
-        dark, light = _data(picture.svg[width, "dark"]), _data(picture.svg[width, "light"])
-        sources.append(f'<source media="screen and (prefers-color-scheme: dark){fits}" srcset="{dark}">')
-        if narrower is not None:
-            sources.append(f'<source media="print, screen{fits}" srcset="{light}">')
-    fallback = _data(picture.svg[widths[-1], "light"])
+    """Hold every size in both themes; the style shows the one that fits.
+
+    Not `<picture>`: a browser prints the source that it chose for the screen, dark ones on white paper.
+    """
+    images = "".join(
+        f'<img class="{size} {theme}" src="{_data(picture.svg[size, theme])}" alt="{_t(picture.alt)}">'
+        for size, theme in picture.svg
+    )
     note = f"<figcaption>{_t(picture.note)}</figcaption>" if picture.note else ""
     made = _command(picture.command) if picture.command else ""
     return (
-        f'<figure class="chart" id="chart-{_t(picture.name)}"><div class="scroll" tabindex="0"><picture>'
-        f'{"".join(sources)}<img src="{fallback}" alt="{_t(picture.alt)}"></picture></div>{note}{made}</figure>'
+        f'<figure class="chart" id="chart-{_t(picture.name)}"><div class="scroll" tabindex="0">{images}</div>'
+        f"{note}{made}</figure>"
     )
 
 

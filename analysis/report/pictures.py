@@ -1,4 +1,4 @@
-"""Charts as pictures for a report: SVG in two widths and both themes, PNG for Markdown."""
+"""Charts as pictures for a report: SVG in three widths and both themes, PNG for Markdown."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from analysis.report.document import Picture
-
-WIDE_PX, NARROW_PX = 960, 560
-"""The widths drawn: the page's text at a desk, and what a phone shows with little scrolling."""
+from analysis.report.document import SIZES_PX, Picture
 
 PNG_SCALE = 2
 
@@ -21,10 +18,10 @@ def picture(name: str, draw: Callable[[int, str], Any], command: str, note: str 
     The alt text is the chart's own description.
     """
     svg = {}
-    for width in (WIDE_PX, NARROW_PX):
+    for size, width in SIZES_PX.items():
         for theme in ("light", "dark"):
-            svg[width, theme] = _svg(draw(width, theme))
-    light = draw(WIDE_PX, "light")
+            svg[size, theme] = _svg(draw(width, theme))
+    light = draw(SIZES_PX["wide"], "light")
     png = io.BytesIO()
     light.save(png, format="png", scale_factor=PNG_SCALE)
     return Picture(name, str(light.description), svg, png.getvalue(), command, note)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 from rich.table import Table
@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # Altair takes half a second to import, which no other comman
     from analysis.charts import ChartSpec
     from analysis.charts.theme import AnyChart
 
-FORMATS = ("png", "svg", "pdf", "html", "json")
+Format = Literal["png", "svg", "pdf", "html", "json"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 PNG_SCALE = 2
 
 
@@ -62,19 +63,22 @@ def chart(
         raise ReplayError(f"replay chart {name} needs a run's folder and -o FILE; expected: {_example(name)}")
     require_format(out)
     frame = spec.frame(run, mirror, route=route, against=against, metric=metric, setting=setting)
-    write_chart(spec.draw(frame, width=width, theme=theme.value), out)
+    drawn = spec.draw(frame, width=width, theme=theme.value)
+    write_chart(drawn, out)
     plain(console(), f"Written to {out}")
+    plain(console(), f"Alt text: {drawn.to_dict()['description']}")
 
 
-def require_format(path: Path) -> str:
+def require_format(path: Path) -> Format:
     """Return the format a file name asks for, or refuse it."""
     asked = path.suffix.lower().removeprefix(".")
-    if asked not in FORMATS:
-        raise ReplayError(
-            f"{path} asks for the format {asked or '(none)'}; expected one of {', '.join(FORMATS)}. Name it, for "
-            f"example, {path.with_suffix('.png').name}."
-        )
-    return asked
+    for known in FORMATS:
+        if asked == known:
+            return known
+    raise ReplayError(
+        f"{path} asks for the format {asked or '(none)'}; expected one of {', '.join(FORMATS)}. Name it, for example, "
+        f"{path.with_suffix('.png').name}."
+    )
 
 
 def write_chart(drawn: AnyChart, path: Path) -> None:
@@ -83,13 +87,12 @@ def write_chart(drawn: AnyChart, path: Path) -> None:
     Raises ReplayError where the name asks for no known format, or the file cannot be written.
     """
     asked = require_format(path)
-    extra: dict[str, Any] = {"png": {"scale_factor": PNG_SCALE}, "html": {"inline": True}}.get(asked, {})
     try:
         if asked == "json":
             text = json.dumps(drawn.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
             path.write_text(text + "\n", encoding="utf-8")
         else:
-            drawn.save(str(path), format=asked, **extra)
+            drawn.save(str(path), format=asked, scale_factor=PNG_SCALE if asked == "png" else 1, inline=asked == "html")
     except OSError as error:
         raise ReplayError(
             f"{path} could not be written: {error.strerror or error}. Name a file in a folder."

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import replay
 from replay.cli.show import console, plain
 from replay.errors import ReplayError
+
+FOLDER = Path(replay.__file__).resolve().parents[1] / "notebooks"
+"""Beside the package `replay`, in a checkout and in an installed wheel alike: another's `notebooks` is never taken."""
 
 
 def notebook_names() -> list[str]:
@@ -20,8 +23,7 @@ def notebook_names() -> list[str]:
     >>> notebook_names()
     ['window_tuning']
     """
-    files = resources.files("notebooks").iterdir()
-    return sorted(one.name.removesuffix(".py") for one in files if one.name.endswith(".py") and one.name[0] != "_")
+    return sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
 
 
 def command_line(
@@ -45,7 +47,7 @@ def command_line(
         raise ReplayError(
             f"there is no mirror at {mirror}; make one with `replay import` or `replay demo`, or give none"
         )
-    path = str(resources.files("notebooks") / f"{name}.py")
+    path = str(FOLDER / f"{name}.py")
     flags = ["--headless"] if headless else []
     flags += [] if port is None else ["--port", str(port)]
     passed = [] if mirror is None else ["--", "--mirror", str(mirror.resolve())]

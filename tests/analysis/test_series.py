@@ -18,6 +18,7 @@ HOUR_MS = 3_600_000
 
 
 def predictions(*rows: dict[str, Any]) -> pl.DataFrame:
+    """Return predictions; what a row does not say is a success of 100 ms without stamps."""
     base = {"ok": True, "latency_ms": 100.0, "read_known": True, "route_key": "p|m|", "setting": "now", "call_id": 0}
     schema = {**PREDICTIONS_SCHEMA, "call_id": pl.Int64}
     full = [{**dict.fromkeys(schema), "attempt_id": i, "ts_ms": i, **base, **row} for i, row in enumerate(rows)]
@@ -25,6 +26,7 @@ def predictions(*rows: dict[str, Any]) -> pl.DataFrame:
 
 
 def both(attempt: int, now: float | None, before: float | None, **more: Any) -> list[dict[str, Any]]:
+    """Return one attempt's rows under two settings."""
     return [
         {"attempt_id": attempt, "setting": setting, "p_start": p, **more}
         for setting, p in (("now", now), ("before", before))
@@ -100,6 +102,7 @@ def test_no_attempts_give_an_empty_frame() -> None:
 
 
 def flips(*causes: str | None, tie: bool = False) -> pl.DataFrame:
+    """Return one flip per cause, a millisecond apart."""
     return pl.DataFrame(
         {
             "decided_ms": list(range(len(causes))),
@@ -158,6 +161,7 @@ def test_stamped_shares_leave_out_attempts_of_unknown_calls() -> None:
 
 
 def attempts(*rows: tuple[int, bool]) -> pl.DataFrame:
+    """Return attempts of one route that asked for tools: their end, and whether they called one."""
     return pl.DataFrame(
         [
             {

@@ -55,7 +55,7 @@ def test_an_old_ledger_is_replayed_and_says_less(old: Ledger) -> None:
     assert found.kind == "final-route agreement"
     assert (found.decisions, found.compared) == (40, 40)
     assert found.incomplete == {"evidence state not recorded": 40}
-    assert found.agreed == 20 + 1 - 1 or found.agreed > 0
+    assert found.agreed == 21  # worked out below
     assert run.passed, "agreement is no test"
     for one in run.replayed:
         assert (one.visibility, one.lag_flips) == ("lagged", None)
@@ -186,10 +186,11 @@ def test_calls_that_share_a_usage_event_id_are_survived(small_world: Ledger) -> 
         usage_event_id=pl.when(pl.col("id") == 11).then(pl.lit("c11")).otherwise("usage_event_id")
     )
     same = calls.filter(pl.col("usage_event_id") == "c11").height
-    run = engine.run(replace(small_world, calls=calls), [PRODUCTION_NOW], prove=True)
+    until_ms = int(small_world.calls.sort("decided_at")["decided_at"][30])
+    run = engine.run(replace(small_world, calls=calls), [PRODUCTION_NOW], until_ms=until_ms)
     assert same == 2
     assert run.reproduction.excluded["first attempt not recorded"] >= 1
-    assert len(run.decisions) == 150
+    assert len(run.decisions) == 30
 
 
 def test_replicas_without_numbering_still_decide(old: Ledger) -> None:
@@ -230,10 +231,13 @@ def test_policies_and_settings_that_cannot_be_read(small_world: Ledger) -> None:
     refused = replace(small_world, policies=small_world.policies.with_columns(term=pl.lit('["nope"]')))
     with pytest.raises(ReplayError, match=r"the ledger's policy .* cannot be read"):
         engine.run(refused, [PRODUCTION_NOW])
+    first_ms = int(small_world.calls.sort("decided_at")["decided_at"][0])
     for text in ("{", '{"from":"the future"}', "[]"):
         later = replace(small_world, settings=small_world.settings.with_columns(settings=pl.lit(text)))
-        run = engine.run(later, [PRODUCTION_NOW])
-        assert run.reproduction.incomplete["settings not in the ledger, or unreadable"] == 150
+        run = engine.run(later, [PRODUCTION_NOW], None, None, first_ms + 400_000)
+        assert (
+            run.reproduction.incomplete["settings not in the ledger, or unreadable"] == run.reproduction.decisions > 10
+        )
 
 
 def test_a_malformed_snapshot_is_one_error(small_world: Ledger) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import os
 import random
 import subprocess
@@ -21,6 +22,7 @@ from replay.cli import run_cli
 from replay.engine import DECISIONS
 from replay.errors import NotComparableError, ReplayError
 from replay.ledger.importers import import_file
+from replay.ledger.mirror import open_mirror
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 AIDER = ROOT.parent / "shared" / "data" / "aider_calls.csv.gz"
@@ -61,12 +63,12 @@ def assert_same_bytes(one: Path, other: Path) -> None:
 
 
 def test_threads_and_hash_seed_change_no_byte(demo: Path, tmp_path: Path) -> None:
-    """Half a day of the demo under both presets: the same bytes with other threads and another PYTHONHASHSEED."""
-    span = ("--since", "2026-03-03T08:00:00Z", "--until", "2026-03-03T11:00:00Z")
+    """Part of a day of the demo, both presets: the same bytes with other threads and another PYTHONHASHSEED."""
+    span = ("--since", "2026-03-03T08:00:00Z", "--until", "2026-03-03T09:30:00Z")
     one = replayed(demo, tmp_path / "one", *BOTH, *span, threads=1, hash_seed="1")
     four = replayed(demo, tmp_path / "four", *BOTH, *span, threads=4, hash_seed="4242")
     assert_same_bytes(one, four)
-    assert len(pl.read_parquet(one / "decisions.parquet")) > 50
+    assert len(pl.read_parquet(one / "decisions.parquet")) > 20
 
 
 def test_the_order_of_the_source_changes_no_byte(aider: Path, tmp_path: Path) -> None:
@@ -78,21 +80,19 @@ def test_the_order_of_the_source_changes_no_byte(aider: Path, tmp_path: Path) ->
     with shuffled.open("w", encoding="utf-8", newline="") as out:
         csv.writer(out).writerows([header, *rows])
     import_file(shuffled, tmp_path / "shuffled.duckdb", source="aider_calls")
-    flags = (*BOTH, "--policy", "cheapest", "--since", "2025-05-01", "--until", "2025-05-20", "--replicas", "3",
+    flags = (*BOTH, "--policy", "cheapest", "--since", "2025-05-01", "--until", "2025-05-06", "--replicas", "3",
              "--lag", "0s", "--lag", "2s")  # fmt: skip
     one = replayed(aider, tmp_path / "one", *flags, threads=2, hash_seed="7")
     other = replayed(tmp_path / "shuffled.duckdb", tmp_path / "other", *flags, threads=1, hash_seed="0")
     assert_same_bytes(one, other)
     record = json.loads((one / "record.json").read_text())
-    assert record["replayed"][0]["decisions"] > 20
+    assert record["replayed"][0]["decisions"] > 10
     assert record["replayed"][0]["decision_hash"] != record["replayed"][1]["decision_hash"]
 
 
 @pytest.fixture(scope="module")
 def mirror(mirror_of: Any, tmp_path_factory: pytest.TempPathFactory, small_world: Any) -> Path:
     """The small world as a mirror file."""
-    from replay.ledger.mirror import open_mirror
-
     path = tmp_path_factory.mktemp("world") / "world.duckdb"
     with open_mirror(path, write=True) as connection:
         for table, frame in (
@@ -141,8 +141,6 @@ def test_a_folder_holds_what_replay_md_says(both: Path, mirror: Path) -> None:
 
 def test_the_hash_notices_one_bit(both: Path) -> None:
     """Change the last bit of one score and the decision hash changes."""
-    import math
-
     decisions = pl.read_parquet(both / "decisions.parquet")
     scores = decisions["score_1"].to_list()
     scores[7] = math.nextafter(scores[7], math.inf)
@@ -163,7 +161,7 @@ def test_a_run_reads_back_as_it_was_written(both: Path) -> None:
 def test_running_again_replaces_the_folder(mirror: Path, tmp_path: Path) -> None:
     """A second run into the same folder leaves the second run alone: no draft, nothing of the first."""
     out = tmp_path / "run"
-    span = ["--until", "1970-01-12T14:30:00Z"]
+    span = ["--until", "1970-01-12T13:55:00Z"]
     assert run_cli(["run", str(mirror), "-o", str(out), *span]) == 0
     first = (out / "record.json").read_bytes()
     (out / "compare").mkdir()
@@ -244,17 +242,15 @@ def test_comparing_two_runs_of_one_input(both: Path, mirror: Path, tmp_path: Pat
 def test_other_inputs_are_not_comparable(both: Path, mirror: Path, tmp_path: Path, capsys: Any) -> None:
     """Another slice, or one changed row: refused with exit code 3, and it is said where they differ."""
     sliced = tmp_path / "sliced"
-    assert run_cli(["run", str(mirror), "-o", str(sliced), "--until", "1970-01-12T14:30:00Z"]) == 0
+    assert run_cli(["run", str(mirror), "-o", str(sliced), "--until", "1970-01-12T13:50:00Z"]) == 0
     assert run_cli(["compare", str(both), str(sliced)]) == 3
     assert "different slices" in capsys.readouterr().err
-
-    from replay.ledger.mirror import open_mirror
 
     changed = tmp_path / "changed.duckdb"
     changed.write_bytes(mirror.read_bytes())
     with open_mirror(changed, write=True) as connection:
         connection.execute("UPDATE route_observations SET latency_ms = latency_ms + 1 WHERE id = 3")
-    run_cli(["run", str(changed), "-o", str(tmp_path / "changed")])
+    run_cli(["run", str(changed), "-o", str(tmp_path / "changed"), "--until", "1970-01-12T13:50:00Z"])
     capsys.readouterr()
     assert run_cli(["compare", str(both), str(tmp_path / "changed")]) == 3
     assert "their inputs differ in route_observations" in capsys.readouterr().err
@@ -264,8 +260,6 @@ def test_other_inputs_are_not_comparable(both: Path, mirror: Path, tmp_path: Pat
 
 def test_a_failed_proof_is_exit_code_1(mirror: Path, tmp_path: Path, capsys: Any) -> None:
     """A ledger whose outcomes were changed is written and reported, and the command says so by its exit code."""
-    from replay.ledger.mirror import open_mirror
-
     changed = tmp_path / "changed.duckdb"
     changed.write_bytes(mirror.read_bytes())
     with open_mirror(changed, write=True) as connection:

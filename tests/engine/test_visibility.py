@@ -104,7 +104,7 @@ def cluster(seed: int, *, unnumbered: float = 0.0) -> Cluster:
     return made
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**9))
 def test_recorded_keys_say_exactly_what_each_decision_saw(ledger_of: Any, seed: int) -> None:
     """For every decision and row, "key of the row < key of the decision" is what had committed when it read."""
@@ -119,13 +119,13 @@ def test_recorded_keys_say_exactly_what_each_decision_saw(ledger_of: Any, seed: 
         assert seen == made.saw[call_id]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("unnumbered", [0.0, 0.3, 0.9])
 def test_engine_and_sql_agree_on_any_cluster(ledger_of: Any, seed: int, unnumbered: float) -> None:
     """With late commits, skewed clocks and rows without a transaction id, both ways of knowing who saw what agree."""
     made = cluster(seed, unnumbered=unnumbered)
     axis = timeline.build(ledger_of(calls=made.calls, attempts=made.attempts))
-    for lag_ms in ((0,), (0, 400, 3_000)):
+    for lag_ms in ((0,), (0, 400, 3_000)) if unnumbered else ((0,),):
         measuring = Measuring(axis, replace(SMALL, lag_ms=lag_ms))
         assert measuring.visibility.kind == "recorded"
         assert audit(measuring, np.arange(len(axis.calls))).mismatches == []
@@ -213,25 +213,28 @@ def test_drawn_lags_depend_on_seed_and_row_alone(ledger_of: Any, attempt: Any) -
 
 def test_decisions_that_hang_on_the_lag_are_counted(small_world: Ledger) -> None:
     """Recorded visibility with up to 30 s of lag turns decisions; where no lag is known or assumed, none is claimed."""
-    run = engine.run(small_world, [PRODUCTION_NOW])
+    until_ms = int(small_world.calls.sort("decided_at")["decided_at"][60])
+    run = engine.run(small_world, [PRODUCTION_NOW], until_ms=until_ms)
     flips = run.replayed[0].lag_flips
     assert flips
-    at_once = engine.run(small_world, [replace(PRODUCTION_NOW, visibility="lagged")])
-    assert at_once.replayed[0].visibility == "lagged"
+    lagged = replace(PRODUCTION_NOW, name="lagged", visibility="lagged")
+    assumed = replace(lagged, name="assumed", lag_ms=(30_000,))
+    at_once = engine.run(small_world, [lagged, assumed], until_ms=until_ms)
+    assert [one.visibility for one in at_once.replayed] == ["lagged", "lagged"]
     assert at_once.replayed[0].lag_flips is None
-    differ = (at_once.decisions["chosen_route"] != run.decisions["chosen_route"]).sum()
+    assert at_once.replayed[1].lag_flips
+    differ = (at_once.replayed[0].decisions["chosen_route"] != run.decisions["chosen_route"]).sum()
     assert differ == len(flips)
-    assumed = engine.run(small_world, [replace(PRODUCTION_NOW, visibility="lagged", lag_ms=(30_000,))])
-    assert assumed.replayed[0].lag_flips
 
 
 def test_without_snapshots_visibility_is_lagged_and_reproduction_is_not_claimed(small_world: Ledger) -> None:
     """A ledger without snapshots cannot show reproduction: every call is excluded, by name."""
     bare = replace(small_world, calls=small_world.calls.with_columns(evidence_snapshot=pl.lit(None, dtype=pl.String)))
-    run = engine.run(bare, [PRODUCTION_NOW])
+    until_ms = int(small_world.calls.sort("decided_at")["decided_at"][20])
+    run = engine.run(bare, [PRODUCTION_NOW], until_ms=until_ms)
     assert run.replayed[0].visibility == "lagged"
     assert run.reproduction.kind == "final-route agreement"
-    assert run.reproduction.incomplete == {"no evidence snapshot": 150}
+    assert run.reproduction.incomplete == {"no evidence snapshot": 20}
 
 
 def test_evidence_may_be_read_after_or_before_the_decision(ledger_of: Any, attempt: Any, call: Any) -> None:

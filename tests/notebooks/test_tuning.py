@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from analysis import decisions as deciding
 from analysis import prequential
-from replay import engine, settings, tuning
+from replay import engine, record, settings, tuning
+from replay.comparison import compare
 from replay.core import SHIPPED_FIELDS, Candidate, Schema, admit, load_policy, plan
 from replay.errors import ReplayError
 from replay.estimators import Count, TimeEma, ToolsNever
@@ -94,6 +95,23 @@ def test_a_contrast_is_what_the_analysis_says(demo_ledger: Ledger) -> None:
     assert held.verdict[-1] == deciding.STANDING
 
 
+def test_causes_are_those_of_a_full_comparison(demo_ledger: Ledger, demo_mirror: Path, tmp_path: Path) -> None:
+    """What turned each flip is what `replay compare` says of a proved run of the same slice."""
+    a, b = tuning.window_settings(900_000), tuning.ema_settings(0.2, 0.3)
+    until_ms = FROM_MS + tuning.DAY_MS // 4
+    looks = (
+        tuning.look(demo_ledger, a, None, FROM_MS, until_ms),
+        tuning.look(demo_ledger, b, None, FROM_MS, until_ms),
+    )
+    found = tuning.with_causes(tuning.contrast(*looks).flips, demo_ledger, looks)
+    done = engine.run(demo_ledger, [a, b], None, FROM_MS, until_ms)
+    made = record.make_record(done, demo_ledger.identity, None, [], FROM_MS, until_ms)
+    record.write(tmp_path / "run", made, done, demo_mirror)
+    wanted = compare([record.read(tmp_path / "run")]).flips
+    assert found.height > 20
+    assert found.select("call_id", "cause").equals(wanted.select("call_id", "cause"))
+
+
 def test_a_contrast_of_an_empty_slice_says_so(demo_ledger: Ledger) -> None:
     """A slice before the ledger begins has no figures, and no stack trace."""
     looks = [
@@ -124,15 +142,16 @@ def test_routes_come_by_their_attempts(demo_ledger: Ledger) -> None:
     assert tuning.routes(demo_ledger, FROM_MS, UNTIL_MS) == wanted
 
 
-def test_the_telling_days_end_with_most_failures(demo_ledger: Ledger) -> None:
-    """Two whole days, and no other day has more failed attempts than the second."""
+def test_the_telling_days_hold_the_day_of_most_failures(demo_ledger: Ledger) -> None:
+    """Two whole days of the ledger, and no other day has more failed attempts than one of them."""
     found = tuning.telling_days(demo_ledger)
     assert found is not None
     since_ms, until_ms = found
     assert until_ms - since_ms == 2 * tuning.DAY_MS
     failed = demo_ledger.attempts.filter(~pl.col("ok"))["ts"].to_list()
     days = [ts // tuning.DAY_MS for ts in failed]
-    assert max(set(days), key=days.count) == until_ms // tuning.DAY_MS - 1
+    assert since_ms // tuning.DAY_MS <= max(set(days), key=days.count) < until_ms // tuning.DAY_MS
+    assert since_ms >= min(demo_ledger.attempts["ts"]) // tuning.DAY_MS * tuning.DAY_MS
 
 
 def test_without_attempts_no_day_is_telling(demo_ledger: Ledger) -> None:

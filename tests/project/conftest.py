@@ -51,7 +51,7 @@ def environment() -> dict[str, str]:
     ours = ("PYTEST_", "MAKE", "VIRTUAL_ENV", "PYTHON", "MFLAGS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     # `make test` on the page runs one small file here, not this test again.
-    return {**kept, "COLUMNS": "120", "PYTEST_ADDOPTS": "tests/core/test_normal.py"}
+    return {**kept, "COLUMNS": "120", "BROWSER": "true", "PYTEST_ADDOPTS": "tests/core/test_normal.py"}
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "
 SHARED = ROOT.parent / "shared"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS, OUTPUT = ("console", "sh"), "text"
+SERVED_S = 15  # how long a command that serves until Ctrl-C is watched
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,15 @@ def sessions(page: Path) -> dict[str, list[Block]]:
 
 
 def _checked(line: str) -> str:
-    """Return a line as it stands; one that documents another exit code than 0 must end with just that one."""
-    said = re.fullmatch(r"(.+?)\s+# exit code (\d+)", line)
+    """Return a line as it stands, with what its comment says of it checked.
+
+    `# exit code N`: it ends with just that one. `# until Ctrl-C`: it is still running when it is stopped.
+    """
+    said = re.fullmatch(r"(.+?)\s+# (?:exit code (\d+)|until Ctrl-C)", line)
     if said is None:
         return line
-    return f'code=0; {said[1]} || code=$?; [ "$code" = {said[2]} ] || {{ echo "exit code $code: {said[1]}"; exit 99; }}'
+    command, code = (said[1], said[2]) if said[2] else (f"timeout -s KILL {SERVED_S} {said[1]}", str(128 + 9))
+    return f'code=0; {command} || code=$?; [ "$code" = {code} ] || {{ echo "exit code $code: {said[1]}"; exit 99; }}'
 
 
 def script(part: list[Block]) -> str:
