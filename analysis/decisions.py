@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from analysis.frames import require_columns
 from analysis.intervals import REPLICATES, block_bootstrap, block_length_ms
 from analysis.prequential import (
     ALL,
@@ -302,12 +303,7 @@ def _decimals(*values: float | None) -> int:
 
 def _check(decisions: pl.DataFrame) -> None:
     """Refuse frames that would give a wrong count."""
-    missing = [name for name in DECISIONS_SCHEMA if name not in decisions.columns]
-    if missing:
-        raise ReplayError(
-            f"The decisions lack the columns {missing}; expected {list(DECISIONS_SCHEMA)}. "
-            "Use the decisions frame of a run folder."
-        )
+    require_columns(decisions, DECISIONS_SCHEMA, "decisions", "Use the decisions frame of a run folder.")
     doubled = decisions.filter(pl.struct("setting", "call_id").is_duplicated()).sort("setting", "call_id")
     if not doubled.is_empty():
         first = doubled.row(0, named=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 import polars as pl
 
+from analysis.frames import require_columns
 from analysis.intervals import REPLICATES, Interval, block_bootstrap, block_length_ms
 from replay.errors import NotComparableError, ReplayError
 
@@ -203,12 +204,7 @@ def percent(share: float) -> str:
 
 def _check(predictions: pl.DataFrame) -> None:
     """Refuse frames that would give a wrong figure."""
-    missing = [name for name in PREDICTIONS_SCHEMA if name not in predictions.columns]
-    if missing:
-        raise ReplayError(
-            f"The predictions lack the columns {missing}; expected {list(PREDICTIONS_SCHEMA)}. "
-            "Use the predictions frame of a run folder."
-        )
+    require_columns(predictions, PREDICTIONS_SCHEMA, "predictions", "Use the predictions frame of a run folder.")
     doubled = predictions.filter(pl.struct("setting", "attempt_id").is_duplicated())
     if not doubled.is_empty():
         first = doubled.sort("setting", "attempt_id").row(0, named=True)

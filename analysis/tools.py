@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from analysis.frames import require_columns
 from analysis.prequential import percent
 from replay.durations import human, iso
 from replay.errors import ReplayError
@@ -243,12 +244,7 @@ class _Interval(NamedTuple):
 
 def _tools_attempts(attempts: pl.DataFrame, failed: Failed) -> pl.DataFrame:
     """Return the attempts that asked for tools or called one, with their route key, in the order (route, ts, id)."""
-    missing = [name for name in ATTEMPTS_SCHEMA if name not in attempts.columns]
-    if missing:
-        raise ReplayError(
-            f"The attempts lack the columns {missing}; expected {list(ATTEMPTS_SCHEMA)}. Read them from "
-            "route_observations."
-        )
+    require_columns(attempts, ATTEMPTS_SCHEMA, "attempts", "Read them from route_observations.")
     if failed not in ("counted", "excluded"):
         raise ReplayError(f"Failed attempts were to be {failed!r}; expected counted or excluded. Give one of these.")
     parts = [pl.col(name).cast(pl.String).fill_null("") for name in ("provider_id", "model_family", "served_by")]

@@ -15,6 +15,7 @@ from replay import offerbook, timeline
 from replay.audit import Audit, audit, audited
 from replay.core import Policy
 from replay.deciding import Decider, Decision, Parts, Policies
+from replay.durations import iso
 from replay.errors import ReplayError
 from replay.ledger.load import Ledger
 from replay.measuring import Measuring, Stamps
@@ -84,6 +85,8 @@ def run(
     if len(ledger.attempts) == 0:
         raise ReplayError("the mirror holds no attempts; a replay has nothing to measure: import a ledger first")
     _check_names(settings)
+    if since_ms is not None and until_ms is not None and until_ms <= since_ms:
+        raise ReplayError(f"the slice ends at {iso(until_ms)}, not after its start {iso(since_ms)}; swap the two")
     axis = timeline.build(ledger)
     policies = Policies(axis, policy)
     selected = _within(axis.calls.decided_ms, since_ms, until_ms)
