@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.tools import EVIDENCE_SCHEMA, Failed, ToolsRule, condemnations, evidence, rule_said
+from analysis.prequential import SUCCESS_DEFAULT
+from analysis.tools import (
+    EVIDENCE_SCHEMA,
+    Failed,
+    ToolsRule,
+    condemnations,
+    emission_rate,
+    evidence,
+    rule_said,
+    silence_chance,
+)
 from replay.errors import ReplayError
 
 OUTCOMES = "recorded"
@@ -22,7 +32,6 @@ ALL_ATTEMPTS, REQUESTS, TRAFFIC = "all", "requests", "routes"
 BUSY, MIDDLING, QUIET = "busy", "middling", "quiet"
 BUSY_SHARE, MIDDLING_SHARE = 0.5, 0.9
 MAX_BINS = 112
-BREAK_BINS = 2
 
 _MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
 BIN_STEPS_MS = (
@@ -68,6 +77,8 @@ TOOLS_SCHEMA: dict[str, Any] = {
     "condemned_ms": pl.Int64,
     "min_samples": pl.Int64,
     "rule": pl.String,
+    "emission_rate": pl.Float64,
+    "chance": pl.Float64,
 }
 
 
@@ -86,10 +97,11 @@ def bin_length_ms(first_ms: int, last_ms: int, bins: int = MAX_BINS) -> int:
 def most_disputed_route(predictions: pl.DataFrame, *, latency: bool = False) -> str | None:
     """Return the route about which the rules disagree most, null without attempts.
 
-    That is the largest sum over its attempts of |highest − lowest| among the rules' predictions at the attempt (of
-    their logarithms, for latency); without any disagreement the route with most attempts. Ties go to the first key.
+    That is the largest sum over its attempts of |highest − lowest| among the rules' predictions at the attempt, a
+    missing success rate being read as 1, as the router does; for latency, of the logarithms of those there are.
+    Without any disagreement it is the route with most attempts. Ties go to the first key.
     """
-    value = _latency_at_attempt().log() if latency else pl.col("p_start")
+    value = _latency_at_attempt().log() if latency else pl.col("p_start").fill_null(SUCCESS_DEFAULT)
     per_attempt = predictions.group_by("attempt_id").agg(
         pl.col("route_key").first().fill_null(""), (value.max() - value.min()).fill_null(0.0).alias("apart")
     )
@@ -112,7 +124,7 @@ def rules_over_time(
     - `value`: reliability: the share of attempts that were ok, or the mean predicted success rate; latency: the mean
       in ms of successful attempts with a latency above 0, or the mean prediction. Null: nothing to show;
     - `attempts`: behind the value; `failed`: failed attempts of the bin;
-    - `segment`: rises after more than two bins without a value, where a line breaks.
+    - `segment`: rises after every bin without a value, where a line breaks.
 
     Raises ReplayError where the route has no attempts.
     """
@@ -146,8 +158,9 @@ def flips_over_time(
     In: a decisions frame, and one pair's flips (`analysis.decisions.flips`) with `cause`, `setting_a`, `setting_b`;
     a flip on a tie counts under the cause "tie", one without a cause under "unknown".
 
-    Out: one row per bin that holds decisions and per cause that occurs anywhere, zeros included, most flips first:
-    `flips`, and `decisions` of the bin. Causes beyond `most_causes` are one, "other causes".
+    Out: one row per bin that holds decisions and per cause that occurs anywhere, zeros included, most flips first and
+    ties last, which are no flips: `flips`, and `decisions` of the bin. Causes beyond `most_causes` (ties among them)
+    are one, "other causes".
     """
     if decisions.is_empty() or flips.is_empty():
         return pl.DataFrame(schema=FLIPS_OVER_TIME_SCHEMA)
@@ -156,7 +169,9 @@ def flips_over_time(
     start = (pl.col("decided_ms") // step * step).alias("bin_start_ms")
     known = pl.col("cause").fill_null(UNKNOWN_CAUSE) if "cause" in flips.columns else pl.lit(UNKNOWN_CAUSE)
     named = flips.select(start, pl.when("tie").then(pl.lit(TIE)).otherwise(known).alias("cause"))
-    order = named.group_by("cause").len().sort("len", "cause", descending=[True, False])["cause"].to_list()
+    ranked = named.group_by("cause").len().sort("len", "cause", descending=[True, False])["cause"].to_list()
+    order, ties = [cause for cause in ranked if cause != TIE], [cause for cause in ranked if cause == TIE]
+    most_causes -= len(ties)
     if len(order) > most_causes:
         rest = order[most_causes - 1 :]
         named = named.with_columns(
@@ -164,6 +179,7 @@ def flips_over_time(
         )
         order = [*order[: most_causes - 1], OTHER]
     per_bin = once.group_by(start).agg(pl.len().cast(pl.Int64).alias("decisions"))
+    order += ties
     causes = pl.DataFrame({"cause": order, "place": range(len(order))}, schema_overrides={"place": pl.Int64})
     counted = named.group_by("bin_start_ms", "cause").agg(pl.len().cast(pl.Int64).alias("flips"))
     return (
@@ -241,7 +257,9 @@ def tools_evidence(
 
     Out: `requests` for tools and attempts that `emitted` a tool call, in the whole ledger; `most_silent`: the most
     tools requests within one window that held no tool call (what the window rule compares with `min_samples`);
-    `condemned` times and `condemned_ms` in all under the rule; the rule's `min_samples` and the `rule` in words.
+    `condemned` times and `condemned_ms` in all under the rule; the rule's `min_samples` and the `rule` in words;
+    `emission_rate` p of the capable routes together, and the `chance` (1 − p)ⁿ that a capable route stays silent for
+    n = `most_silent` requests (both null where no route ever called a tool).
     """
     asked = evidence(attempts, failed=failed).filter(pl.col("requests") > 0).select(list(EVIDENCE_SCHEMA))
     if asked.is_empty():
@@ -252,6 +270,9 @@ def tools_evidence(
         .agg(pl.len().cast(pl.Int64).alias("condemned"), pl.col("duration_ms").sum().alias("condemned_ms"))
     )
     silent = _most_silent(attempts, failed, window_ms)
+    rate = emission_rate(attempts, failed=failed)
+    chances = [silence_chance(n, rate) for n in silent["most_silent"]]
+    silent = silent.with_columns(pl.Series("chance", chances, dtype=pl.Float64))
     return (
         asked.join(silent, on="route_key", how="left")
         .join(times, on="route_key", how="left")
@@ -259,6 +280,7 @@ def tools_evidence(
             pl.col("most_silent", "condemned", "condemned_ms").fill_null(0),
             min_samples=pl.lit(rule.min_samples, dtype=pl.Int64),
             rule=pl.lit(rule_said(rule, failed)),
+            emission_rate=pl.lit(rate, dtype=pl.Float64),
         )
         .sort("condemned_ms", "requests", "route_key", descending=[True, True, False])
         .select(list(TOOLS_SCHEMA))
@@ -310,7 +332,7 @@ def _binned(rows: pl.DataFrame, value: pl.Expr, step: int) -> pl.DataFrame:
         )
     )
     shown = pl.when(pl.col("value").is_not_null()).then(pl.col("bin_start_ms"))
-    apart = shown - shown.forward_fill().shift(1) > (BREAK_BINS + 1) * step
+    apart = shown - shown.forward_fill().shift(1) > step
     return binned.with_columns(segment=apart.fill_null(False).cum_sum().cast(pl.Int64))
 
 

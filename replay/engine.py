@@ -6,7 +6,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -19,12 +20,23 @@ from replay.durations import iso
 from replay.errors import ReplayError
 from replay.ledger.load import Ledger
 from replay.measuring import Measuring, Stamps
-from replay.reproduction import Reproduction, agree, measurings, recorded_settings, reproduce
+from replay.reproduction import (
+    Reproduction,
+    agree,
+    excluded_because,
+    hold,
+    measurings,
+    recorded_settings,
+    reproduce,
+)
 from replay.settings import Settings
 from replay.timeline import Ints, Timeline, lag_free
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much is done, and of how much."""
+
+Seeing = Callable[[int, Decision | None], None]
+"""Shown each call and its decision, None where it could not be decided again."""
 
 TOP = 3
 
@@ -100,14 +112,12 @@ def run(
     known = recorded_settings(axis) if prove else {}
     recorded = {identity: decider.parts(one) for identity, one in measurings(axis, known).items()}
     say("reproducing what was recorded", 0, 1)
-    reproduction = reproduce(decider, recorded, known) if prove else Reproduction()
+    reproduction, carrier, see = _proof(decider, known, recorded, settings) if prove else (Reproduction(), None, None)
     replayed = []
     for one in settings:
         measuring = Measuring(axis, one)
         parts = (None if one.memo_ms is not None else recorded.get(one.identity)) or decider.parts(measuring)
-        replayed.append(_replay(decider, measuring, parts, attempts, say, prove))
-        if prove and reproduction.kind == "none" and len(selected):
-            reproduction = replace(agree(decider, parts), incomplete=reproduction.excluded)
+        replayed.append(_replay(decider, measuring, parts, attempts, say, prove, see if one is carrier else None))
     if prove:
         _audit(axis, selected, replayed, say)
     return Run(
@@ -118,6 +128,30 @@ def run(
         _warnings(decider, replayed),
         prove,
     )
+
+
+def _proof(
+    decider: Decider, known: dict[str, Settings], recorded: dict[str, Parts], settings: Sequence[Settings]
+) -> tuple[Reproduction, Settings | None, Seeing | None]:
+    """Begin the proof: reproduction where any decision's evidence is complete, else agreement with the final route.
+
+    A setting of the run that makes the very decisions the proof needs carries it, so that nothing is decided twice:
+    the first one for agreement; for reproduction the recorded one, if every call is decided with its own policy.
+    Returns the result, the carrier, and what it is to show each decision to; without a carrier the result is whole.
+    """
+    calls, selected = decider.timeline.calls, decider.selected.tolist()
+    result = Reproduction(decisions=len(selected))
+    if not selected:
+        return result, None, None
+    why = Counter(excluded_because(decider, known, call) for call in selected)
+    if not why[None]:
+        result.incomplete = Counter({reason: count for reason, count in why.items() if reason is not None})
+        return result, settings[0], partial(agree, result, decider)
+    identities = {calls.rows[call]["settings_id"] for call in selected}
+    for one in settings:
+        if identities == {one.identity} and one.memo_ms is None and decider.policies.given is None:
+            return result, one, partial(hold, result, decider, known)
+    return reproduce(decider, recorded, known), None, None
 
 
 def _check_names(settings: Sequence[Settings]) -> None:
@@ -134,7 +168,13 @@ def _within(at_ms: Ints, since_ms: int | None, until_ms: int | None) -> Ints:
 
 
 def _replay(
-    decider: Decider, measuring: Measuring, parts: Parts, attempts: Ints, say: Progress, prove: bool
+    decider: Decider,
+    measuring: Measuring,
+    parts: Parts,
+    attempts: Ints,
+    say: Progress,
+    prove: bool,
+    see: Seeing | None,
 ) -> Replayed:
     name = measuring.settings.name
     rows, undecided = [], 0
@@ -144,6 +184,8 @@ def _replay(
             say(f"deciding under {name}", number, total)
         decision = decider.decide(call, parts)
         undecided += decision is None
+        if see is not None:
+            see(call, decision)
         if decision is not None:
             rows.append(_row(decider, call, decision, name, int(measuring.evidence_ms[call])))
     decisions = pl.DataFrame(rows, schema=DECISIONS, orient="row")

@@ -84,50 +84,52 @@ def excluded_because(decider: Decider, known: dict[str, Settings], call: int) ->
 
 
 def reproduce(decider: Decider, parts_of: dict[str, Parts], known: dict[str, Settings]) -> Reproduction:
-    """Hold every decision with complete evidence against its recorded first attempt.
+    """Decide every call again under its recorded setting and policy, and hold it against its recorded first attempt.
 
     `parts_of` are the parts measured under each recorded setting, by its identity.
     """
-    timeline = decider.timeline
     result = Reproduction(decisions=len(decider.selected))
     for call in decider.selected.tolist():
-        why = excluded_because(decider, known, call)
-        if why is not None:
-            result.excluded[why] += 1
-            continue
-        result.kind = "reproduction"
-        result.compared += 1
-        row = timeline.calls.rows[call]
-        recorded = _first_route(timeline, call)
-        if decider.policies.recorded(call) is None:
-            _missed(result, timeline, call, "unknown policy", recorded, None)
-            continue
-        decision = decider.decide(call, parts_of[row["settings_id"]], recorded_policy=True)
-        if decision is not None and decision.chosen_route == recorded:
-            result.agreed += 1
-        else:
-            cause = "refused" if decision is None else mismatch(decision, recorded)
-            _missed(result, timeline, call, cause, recorded, decision)
+        parts = parts_of.get(decider.timeline.calls.rows[call]["settings_id"] or "")
+        decision = None if parts is None else decider.decide(call, parts, recorded_policy=True)
+        hold(result, decider, known, call, decision)
     return result
 
 
-def agree(decider: Decider, parts: Parts) -> Reproduction:
-    """Compare the given policy's choice with the final route, all that an old ledger knows."""
-    timeline = decider.timeline
-    result = Reproduction(kind="final-route agreement", decisions=len(decider.selected))
-    for call in decider.selected.tolist():
-        recorded = int(timeline.calls.route[call])
-        decision = decider.decide(call, parts)
-        if decision is None or recorded < 0:
-            result.excluded["no route recorded" if recorded < 0 else "unknown policy"] += 1
-            continue
-        result.compared += 1
-        result.forced += len(decision.plan.ordered) == 1
-        if decision.chosen_route == recorded:
-            result.agreed += 1
-        else:
-            result.causes[mismatch(decision, recorded)] += 1
-    return result
+def hold(
+    result: Reproduction, decider: Decider, known: dict[str, Settings], call: int, decision: Decision | None
+) -> None:
+    """Hold one decision, made again under what was recorded, against its recorded first attempt."""
+    why = excluded_because(decider, known, call)
+    if why is not None:
+        result.excluded[why] += 1
+        return
+    result.kind = "reproduction"
+    result.compared += 1
+    recorded = _first_route(decider.timeline, call)
+    if decision is not None and decision.chosen_route == recorded:
+        result.agreed += 1
+        return
+    if decider.policies.recorded(call) is None:
+        cause = "unknown policy"
+    else:
+        cause = "refused" if decision is None else mismatch(decision, recorded)
+    _missed(result, decider.timeline, call, cause, recorded, decision)
+
+
+def agree(result: Reproduction, decider: Decider, call: int, decision: Decision | None) -> None:
+    """Compare one choice of the given policy with the final route, all that an old ledger knows."""
+    result.kind = "final-route agreement"
+    recorded = int(decider.timeline.calls.route[call])
+    if decision is None or recorded < 0:
+        result.excluded["no route recorded" if recorded < 0 else "unknown policy"] += 1
+        return
+    result.compared += 1
+    result.forced += len(decision.plan.ordered) == 1
+    if decision.chosen_route == recorded:
+        result.agreed += 1
+    else:
+        result.causes[mismatch(decision, recorded)] += 1
 
 
 def mismatch(decision: Decision, recorded: int) -> str:

@@ -33,7 +33,7 @@ def differences(frame: pl.DataFrame, *, width: int = 600, theme: str = "light", 
     >>> differences(frame).to_dict()["title"]["text"]
     ['now predicts better than before: Brier score −0.0200 [−0.0300, −0.0100]', 'over all routes']
     """
-    look.require(frame, COLUMNS, "differences")
+    frame = look.require(frame, COLUMNS, "differences")
     look.require_width(width)
     scored = frame.filter(pl.col("difference").is_not_null()).sort(
         pl.col("scope") != ALL, "attempts", "scope", descending=[False, True, False]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import altair as alt
 import polars as pl
 
 from analysis.charts import theme as look
+from analysis.prequential import SUCCESS_DEFAULT
 from analysis.series import OUTCOMES, RULES_OVER_TIME_SCHEMA
 
 _RELIABILITY, _LATENCY = "reliability", "latency"
@@ -40,7 +44,7 @@ def latency(frame: pl.DataFrame, *, width: int = 600, theme: str = "light") -> l
 
 
 def _draw(frame: pl.DataFrame, kind: str, width: int, theme: str) -> look.AnyChart:
-    look.require(frame, RULES_OVER_TIME_SCHEMA, kind)
+    frame = look.require(frame, RULES_OVER_TIME_SCHEMA, kind)
     look.require_width(width)
     shown = frame.filter(pl.col("value").is_not_null())
     if shown.is_empty():
@@ -52,7 +56,7 @@ def _draw(frame: pl.DataFrame, kind: str, width: int, theme: str) -> look.AnyCha
     left_out = len(rules) - (look.MAX_CATEGORIES - 1)
     rules = rules[: look.MAX_CATEGORIES - 1]
     shown = shown.filter(pl.col("series").is_in([OUTCOMES, *rules]))
-    title = _title(shown, kind, rules)
+    title = _title(shown, frame, kind, rules)
     subtitle = _subtitle(frame, kind, rules) + (
         f" {look.count(left_out, 'more rule')} not shown." if left_out > 0 else ""
     )
@@ -85,7 +89,8 @@ def _layers(
     shape = alt.Shape("series:N").scale(domain=names, range=[look_of[n][1] for n in names]).legend(legend)
     dashes = alt.StrokeDash("series:N").legend(None)
     dashes = dashes.scale(domain=rules, range=[list(look.DASHES[i]) for i in range(len(rules))])
-    x = alt.X("at_ms:T").scale(look.utc(*_bounds(frame), int(frame["bin_ms"][0]))).axis(look.time_axis())
+    covered = (*_bounds(frame), int(frame["bin_ms"][0]))
+    x = alt.X("at_ms:T").scale(look.utc(*covered)).axis(look.time_axis(*covered, width))
     base = alt.Chart(drawn).encode(x=x, y=_y(drawn, kind))
     tooltip = ["series:N", "bin from (UTC):N", "shown:N", "attempts:Q", "failed:Q"]
     recorded, predicted = alt.datum.series == happened, alt.datum.series != happened
@@ -154,36 +159,63 @@ def _failures(failed: pl.DataFrame, colour: alt.Color, shape: alt.Shape) -> alt.
     return marked
 
 
-def _apart(shown: pl.DataFrame, kind: str) -> tuple[str, str, float, int] | None:
-    """Return the two rules that are furthest apart in a bin, how far, and when; None with fewer than two rules."""
-    rules = shown.filter(pl.col("series") != OUTCOMES).sort("series", "bin_start_ms")
-    value = pl.col("value").log() if kind == _LATENCY else pl.col("value")
-    per_bin = rules.group_by("bin_start_ms").agg(
-        (value.max() - value.min()).alias("apart"),
-        pl.col("series").sort_by("value").last().alias("high"),
-        pl.col("series").sort_by("value").first().alias("low"),
+class _Apart(NamedTuple):
+    """The two rules that are furthest apart in one bin; None: that rule has no figure there."""
+
+    high: str
+    low: str
+    high_value: float | None
+    low_value: float | None
+    apart: float
+    bin_start_ms: int
+
+
+def _apart(frame: pl.DataFrame, kind: str, rules: list[str]) -> _Apart | None:
+    """Return the two rules that are furthest apart in a bin; None where no bin shows two to compare.
+
+    `apart`: of the success rates, none being read as 1, as the router does; of the logarithms of latencies there are.
+    """
+    value = pl.col("value").log() if kind == _LATENCY else pl.col("value").fill_null(SUCCESS_DEFAULT)
+    rows = frame.filter(pl.col("series").is_in(rules)).with_columns(value.alias("read"))
+    rows = rows.filter(pl.col("read").is_not_null()).sort("read", "series")
+    per_bin = (
+        rows.group_by("bin_start_ms")
+        .agg(
+            (pl.col("read").last() - pl.col("read").first()).alias("apart"),
+            pl.col("series", "value").last().name.suffix("_high"),
+            pl.col("series", "value").first().name.suffix("_low"),
+            pl.len().alias("rules"),
+        )
+        .filter(pl.col("rules") > 1)
+        .sort(pl.col("apart").round(12), "bin_start_ms", descending=[True, False])
     )
-    widest = per_bin.sort(pl.col("apart").round(12), "bin_start_ms", descending=[True, False]).head(1)
-    if widest.is_empty() or rules["series"].n_unique() < 2:
+    if per_bin.is_empty():
         return None
-    row = widest.row(0, named=True)
-    return row["high"], row["low"], float(row["apart"]), int(row["bin_start_ms"])
+    row = per_bin.row(0, named=True)
+    return _Apart(
+        row["series_high"],
+        row["series_low"],
+        row["value_high"],
+        row["value_low"],
+        float(row["apart"]),
+        int(row["bin_start_ms"]),
+    )
 
 
-def _title(shown: pl.DataFrame, kind: str, rules: list[str]) -> str:
+def _title(shown: pl.DataFrame, frame: pl.DataFrame, kind: str, rules: list[str]) -> str:
     (route,) = look.labels([shown["route_key"][0]], 60)
-    found = _apart(shown, kind)
+    if shown.filter(pl.col("series") != OUTCOMES).is_empty():
+        return f"No rule had anything to say about {route}"
+    found = _apart(frame, kind, rules)
     if found is None:
-        seen = shown.filter(pl.col("series") != OUTCOMES)["series"].n_unique()
-        if not seen:
-            return f"No rule had anything to say about {route}"
         return f"{kind.capitalize()} of {route} as {rules[0]} sees it"
-    high, low, apart, _ = found
-    if len(rules) == 2:
-        high, low = rules
-    far = f"{apart * 100:.0f} points" if kind == _RELIABILITY else f"{2.718281828459045**apart:.1f} times"
+    far = f"{found.apart * 100:.0f} points" if kind == _RELIABILITY else f"{math.exp(found.apart):.1f} times"
     if far in ("0 points", "1.0 times"):
         return f"The rules agree on {route}"
+    if found.high_value is None and found.low_value is not None:
+        fallen = look.percent(found.low_value, 0)
+        return f"{found.high} has no figure while {found.low} falls to {fallen} on {route}"
+    high, low = rules if len(rules) == 2 else (found.high, found.low)
     return f"{high} and {low} are up to {far} apart on {route}"
 
 
@@ -200,7 +232,8 @@ def _subtitle(frame: pl.DataFrame, kind: str, rules: list[str]) -> str:
         rule: bins - frame.filter((pl.col("series") == rule) & pl.col("value").is_not_null()).height for rule in rules
     }
     said = ", ".join(f"{rule} in {none} of {look.count(bins, 'bin')}" for rule, none in silent.items() if none)
-    without = f" No figure: {said}." if said else ""
+    read = ", read as 100 %" if kind == _RELIABILITY else ""
+    without = f" No figure{read}: {said}." if said else ""
     return f"{what[0].upper()}{what[1:]} {where}{without} Lines break where there is no figure."
 
 
@@ -214,8 +247,9 @@ def _alt(shown: pl.DataFrame, frame: pl.DataFrame, kind: str, title: str, rules:
         low, high = float(str(mine["value"].min())), float(str(mine["value"].max()))
         said = [look.percent(v) if kind == _RELIABILITY else look.milliseconds(v) for v in (low, high)]
         parts.append(f"{name}: {said[0]} to {said[1]} in {look.count(mine.height, 'bin')}.")
-    found = _apart(shown, kind)
-    if found is not None and found[2] > 0:
-        parts.append(f"Furthest apart from {look.instant(found[3])}, {found[0]} being higher.")
+    found = _apart(frame, kind, rules)
+    if found is not None and found.apart > 0:
+        read = " (no figure, read as 100 %)" if found.high_value is None else ""
+        parts.append(f"Furthest apart from {look.instant(found.bin_start_ms)}, {found.high} being higher{read}.")
     failed = int(frame.filter(pl.col("series") == OUTCOMES)["failed"].sum())
     return " ".join([*parts, f"{look.count(failed, 'attempt')} failed."])

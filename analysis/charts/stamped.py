@@ -23,7 +23,7 @@ def stamped(frame: pl.DataFrame, *, width: int = 600, theme: str = "light") -> l
     >>> stamped(frame).to_dict()["title"]["text"]
     ['before had a figure for 90 % of attempts, now for 60 %']
     """
-    look.require(frame, STAMPED_SCHEMA, "stamped")
+    frame = look.require(frame, STAMPED_SCHEMA, "stamped")
     look.require_width(width)
     if frame.is_empty():
         said = "There is nothing to draw: no attempt belongs to a known call."

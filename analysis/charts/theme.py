@@ -7,6 +7,7 @@ means something, a shape, a dash or a label says the same.
 from __future__ import annotations
 
 import datetime as dt
+import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,6 @@ ROUTE_LABEL_CHARS = 38
 
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 SHARE_FORMAT, COUNT_FORMAT = ".0%", ",d"
-TIME_FORMAT = "%-d %b %Y %H:%M"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ THEMES: Mapping[str, Theme] = {
         grid="#e3e6ea",
         band="#dfe9df",
         failed="#b3261e",
-        colours=("#0067a5", "#c44e00", "#00795a", "#a63d7e", "#8a6a00", "#5b4fa8", "#3f7f9f", "#4d4d4d"),
+        colours=("#0067a5", "#c44e00", "#00795a", "#a63d7e", "#4a3a00", "#2b1d6e", "#3f7f9f", "#8a6a00"),
     ),
     "dark": Theme(
         background="#16191d",
@@ -61,7 +61,7 @@ THEMES: Mapping[str, Theme] = {
         grid="#343a42",
         band="#26352b",
         failed="#ff8a80",
-        colours=("#5ab4f0", "#ff9152", "#3fcba0", "#f08cc8", "#e8c547", "#a9a5ff", "#8fd3e8", "#cfcfcf"),
+        colours=("#5ab4f0", "#ff9152", "#3fcba0", "#f08cc8", "#f5e6a0", "#7c74ff", "#c5f0ff", "#9a9a9a"),
     ),
 }
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-right", "triangle-left", "cross")
@@ -80,14 +80,43 @@ def theme_of(name: str) -> Theme:
     return THEMES[name]
 
 
-def require(frame: pl.DataFrame, columns: Mapping[str, Any], chart: str) -> None:
-    """Refuse a frame that lacks one of a chart's columns."""
+def require(frame: pl.DataFrame, columns: Mapping[str, Any], chart: str) -> pl.DataFrame:
+    """Return a frame with a chart's columns in their types; refuse one that lacks a column or holds another sort.
+
+    Whole numbers may be of any width and stand for figures; an all-null column stands for figures or texts.
+    """
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise ReplayError(
             f"The {chart} chart was given a frame without {', '.join(missing)}; expected the columns "
             f"{', '.join(columns)}. Make it with the chart's own loader, or add them."
         )
+    for name, wanted in columns.items():
+        if not _fits(frame[name], wanted):
+            holes = " with nulls" if frame[name].dtype.is_integer() else ""
+            raise ReplayError(
+                f"The {chart} chart was given the column {name} as {frame[name].dtype}{holes}; expected {_SAID[wanted]}. "
+                "Make the frame with the chart's own loader, or cast the column."
+            )
+    return frame.with_columns(pl.col(name).cast(wanted) for name, wanted in columns.items())
+
+
+_SAID: dict[Any, str] = {
+    pl.Int64: "whole numbers without nulls",
+    pl.Float64: "numbers",
+    pl.String: "texts",
+    pl.Boolean: "true and false",
+}
+
+
+def _fits(column: pl.Series, wanted: Any) -> bool:
+    if wanted == pl.Int64:
+        return column.dtype.is_integer() and not column.null_count()
+    if wanted == pl.Float64:
+        return column.dtype.is_numeric() or column.dtype == pl.Null
+    if wanted == pl.String:
+        return column.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)
+    return bool(column.dtype == wanted)
 
 
 def require_width(width: int) -> None:
@@ -331,12 +360,88 @@ def legend_px(names: Sequence[str], width: int) -> int:
     return (math.ceil(len(names) / legend_columns(names, width)) - 1) * 17
 
 
-def time_axis(title: str = "time (UTC)") -> alt.Axis:
-    """Return the axis of every chart over time: few labels, none overlapping, in UTC."""
-    return alt.Axis(title=title, tickCount=8, labelOverlap="greedy", labelFlush=False, grid=False)
-
-
 def utc(first_ms: int, end_ms: int, bin_ms: int) -> alt.Scale:
     """Return the scale of every chart over time; a few bins are put in the middle of an axis that holds twelve."""
+    return alt.Scale(type="utc", nice=False, domain=list(time_domain(first_ms, end_ms, bin_ms)))
+
+
+def time_domain(first_ms: int, end_ms: int, bin_ms: int) -> tuple[int, int]:
+    """Return where the time axis begins and ends.
+
+    >>> time_domain(0, 60_000, 60_000)
+    (-330000, 390000)
+    """
     room = max(0, 12 - (end_ms - first_ms) // bin_ms) * bin_ms // 2
-    return alt.Scale(type="utc", nice=False, domain=[first_ms - room, end_ms + room])
+    return first_ms - room, end_ms + room
+
+
+def time_axis(first_ms: int, end_ms: int, bin_ms: int, width: int, title: str = "time (UTC)") -> alt.Axis:
+    """Return the axis of every chart over time: whole steps of UTC, all written in one way.
+
+    Hours carry their date, and days their year, under the first label and wherever it changes; months their year.
+    """
+    low, high = time_domain(first_ms, end_ms, bin_ms)
+    written = ticks_utc(low, high, max(3, min(10, (width - 90) // 75)))
+    said = {str(at): [line, under] if under else [line] for at, line, under in written}
+    return alt.Axis(
+        title=title,
+        values=[at for at, *_ in written],
+        labelExpr=f"{json.dumps(said)}[toString(toNumber(datum.value))]",
+        labelOverlap="greedy",
+        labelFlush=False,
+        grid=False,
+    )
+
+
+_MINUTE, _HOUR, _DAY = 60_000, 3_600_000, 86_400_000
+_STEPS_MS = (
+    *(n * _MINUTE for n in (1, 2, 5, 10, 15, 30)),
+    *(n * _HOUR for n in (1, 2, 3, 6, 12)),
+    *(n * _DAY for n in (1, 2, 4, 7, 14)),
+)
+_STEPS_MONTHS = (1, 2, 3, 6, 12, 24, 60, 120, 240, 600, 1_200)
+
+
+def ticks_utc(low_ms: int, high_ms: int, most: int) -> list[tuple[int, str, str]]:
+    """Return at most `most` instants between two others, in whole steps of UTC, each with its label's two lines.
+
+    >>> ticks_utc(1772409600000, 1772409600000 + 86_400_000, 4)  # doctest: +NORMALIZE_WHITESPACE
+    [(1772409600000, '00:00', '2 Mar 2026'), (1772452800000, '12:00', ''), (1772496000000, '00:00', '3 Mar 2026')]
+    >>> [lines for _, *lines in ticks_utc(1772409600000, 1772409600000 + 6 * 86_400_000, 5)]
+    [['2 Mar', '2026'], ['4 Mar', ''], ['6 Mar', ''], ['8 Mar', '']]
+    >>> [lines for _, *lines in ticks_utc(1772409600000, 1772409600000 + 400 * 86_400_000, 5)]
+    [['Apr 2026', ''], ['Jul 2026', ''], ['Oct 2026', ''], ['Jan 2027', ''], ['Apr 2027', '']]
+    """
+    if high_ms - low_ms <= _MONTHS_FROM_DAYS * _DAY:
+        for step in _STEPS_MS:
+            at = [n * step for n in range(-(-low_ms // step), high_ms // step + 1)]
+            if len(at) <= most:
+                return _labelled(at, hours=step < _DAY)
+    made: list[tuple[int, str, str]] = []
+    for months in _STEPS_MONTHS:
+        first, last = (12 * d.year + d.month - 1 for d in (_date(low_ms), _date(high_ms)))
+        starts = [n for n in range(first, last + 1) if n % months == 0]
+        dates = [dt.datetime(n // 12, n % 12 + 1, 1, tzinfo=dt.UTC) for n in starts if n >= 12]
+        made = [(int(d.timestamp()) * 1000, f"{d:%b %Y}", "") for d in dates]
+        made = [one for one in made if low_ms <= one[0] <= high_ms]
+        if len(made) <= most:
+            break
+    return made
+
+
+_MONTHS_FROM_DAYS = 300
+
+
+def _date(at_ms: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(at_ms // 1000, dt.UTC)
+
+
+def _labelled(instants: Sequence[int], *, hours: bool) -> list[tuple[int, str, str]]:
+    made, before = [], ""
+    for at in instants:
+        date = _date(at)
+        day = f"{date.day} {date:%b}"
+        line, under = (f"{date:%H:%M}", f"{day} {date.year}") if hours else (day, str(date.year))
+        made.append((at, line, under if under != before else ""))
+        before = under
+    return made

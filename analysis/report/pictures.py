@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from analysis.report.document import SIZES_PX, Picture
 
 PNG_SCALE = 2
+_CLIP = re.compile(r'(?<= id=")clip\d+(?=")|(?<="url\(#)clip\d+(?=\)")')
 
 
 def picture(name: str, draw: Callable[[int, str], Any], command: str, note: str = "") -> Picture:
@@ -28,9 +30,11 @@ def picture(name: str, draw: Callable[[int, str], Any], command: str, note: str 
 
 
 def _svg(chart: Any) -> str:
+    """Return a chart as SVG. Its clip paths are numbered from 1: Vega counts on from one chart to the next."""
     text = io.StringIO()
     chart.save(text, format="svg")
-    return text.getvalue()
+    names: dict[str, str] = {}
+    return _CLIP.sub(lambda found: names.setdefault(found[0], f"clip{len(names) + 1}"), text.getvalue())
 
 
 def archive(charts: Mapping[str, Any]) -> bytes:

@@ -90,7 +90,8 @@ def _print_stamps(
             "stamped success": stamps.reliability,
             "stamped ms": stamps.stamped_latency_ms,
             "stamped tools": stamps.capable,
-        }
+        },
+        schema_overrides={"route": pl.String},
     ).with_columns(pl.col(pl.Float64).fill_nan(None))
     silent = _keyed(condemned).select("route", verdict=pl.lit("incapable"))
     asked = _keyed(tools).select("route", "requests", "emitted")

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import browser
 import pytest
 
-import browser
 from analysis.charts import CHARTS
 
 DRAWN = """
@@ -17,7 +17,7 @@ return [...document.querySelectorAll('figure.chart')].map(figure => {
 
 @pytest.mark.parametrize(("width", "size"), [(1200, "wide"), (700, "half"), (390, "phone")])
 def test_the_report_opens_without_a_network(written: Path, width: int, size: str) -> None:
-    """In headless Chromium: one picture per chart, drawn, of the fitting size and scheme; no error; no sideways scroll."""
+    """One picture per chart is drawn, of the fitting size and scheme; no error, no sideways scroll."""
     with browser.chromium() as session:
         session.execute_cdp_cmd("Network.enable", {})
         conditions = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
