@@ -11,8 +11,8 @@ import polars as pl
 
 from analysis import decisions as deciding
 from analysis import prequential
-from replay import engine, offerbook, timeline
-from replay.deciding import Decider, Policies, cause
+from replay import engine, timeline
+from replay.causes import CAUSES_SCHEMA, causes
 from replay.engine import Progress
 from replay.errors import NotComparableError, ReplayError
 from replay.ledger.load import TABLES, load_ledger
@@ -105,9 +105,9 @@ def compare(runs: Sequence[StoredRun], mirror: Path | None = None, progress: Pro
     for other in others if len(decisions) else []:
         pair = {"setting_a": pl.lit(first.name), "setting_b": pl.lit(other.name)}
         flipped = deciding.flips(decisions, first.name, other.name)
-        causes = _causes(axis, first, other, flipped, say)
-        flips.append(flipped.join(causes, on="call_id", how="left").with_columns(**pair))
-        summary = deciding.flip_summary(decisions, first.name, other.name, causes, window_ms=window_ms)
+        turned = _causes(axis, first, other, flipped, say)
+        flips.append(flipped.join(turned, on="call_id", how="left").with_columns(**pair))
+        summary = deciding.flip_summary(decisions, first.name, other.name, turned, window_ms=window_ms)
         summaries.append(summary.with_columns(**pair))
     agreed = deciding.agreement(decisions, window_ms=window_ms) if len(decisions) else pl.DataFrame()
     return Comparison(
@@ -145,28 +145,12 @@ def _timeline(run: StoredRun, mirror: Path | None) -> tuple[Timeline | None, lis
     return timeline.build(ledger), []
 
 
-_NO_CAUSES: dict[str, type[pl.DataType]] = {"call_id": pl.Int64, "cause": pl.String}
-
-
 def _causes(axis: Timeline | None, first: Side, other: Side, flipped: pl.DataFrame, say: Progress) -> pl.DataFrame:
-    """Exchange one part at a time in every flipped decision, and see which turns it."""
     if axis is None:
-        return pl.DataFrame(schema=_NO_CAUSES)
-    wanted = set(flipped["call_id"].to_list())
-    calls = np.array([index for index, row in enumerate(axis.calls.id.tolist()) if row in wanted], dtype=np.int64)
-    decider = Decider(axis, offerbook.build(axis), Policies(axis, first.run.policy), calls)
-    base = decider.parts(Measuring(axis, first.settings))
-    against = decider.parts(Measuring(axis, other.settings))
-    same_policy = first.run.record["policy"] == other.run.record["policy"]
-    chosen = dict(zip(flipped["call_id"].to_list(), flipped["chosen_b"].to_list(), strict=True))
-    rows = []
-    for number, call in enumerate(calls.tolist()):
-        if number % 200 == 0:
-            say("finding what turned each flip", number, len(calls))
-        row = int(axis.calls.id[call])
-        route = axis.number(chosen[row]) if chosen[row] is not None else -1
-        rows.append((row, cause(decider, call, base, against, route) if same_policy else "policy"))
-    return pl.DataFrame(rows, schema=_NO_CAUSES, orient="row")
+        return pl.DataFrame(schema=CAUSES_SCHEMA)
+    if first.run.record["policy"] != other.run.record["policy"]:
+        return flipped.select("call_id", cause=pl.lit("policy"))
+    return causes(axis, first.run.policy, first.settings, other.settings, flipped, say)
 
 
 def _process_range(axis: Timeline | None, sides: Sequence[Side], say: Progress) -> pl.DataFrame:

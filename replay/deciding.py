@@ -20,9 +20,6 @@ from replay.timeline import Ints, Timeline
 Providers = tuple[frozenset[str], frozenset[str]]
 """(those with an open breaker, those disabled) in a process at one decision."""
 
-PARTS = ("reliability", "latency", "tools", "price", "health")
-"""What a decision rests on besides the candidates, the request and the policy."""
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -219,21 +216,6 @@ class Decider:
         policy = self.policies.in_force(call) if call >= 0 else self.policies.given
         action = None if ok or policy is None else policy.action(kind)
         health.observe(attempts.provider[attempt], ok, kind, action, int(attempts.ts_ms[attempt]))
-
-
-def cause(decider: Decider, call: int, base: Parts, other: Parts, chosen_other: int) -> str:
-    """Say which part, taken alone from `other`, turns the base's choice into the other's.
-
-    `several` means that more than one part would do it alone, `joint` that none does.
-
-    The parts are exchanged and the decision is made again, so this is what the core says, not a guess.
-    """
-    turning = []
-    for part in PARTS:
-        decision = decider.decide(call, base.with_part(part, other))
-        if decision is not None and decision.chosen_route == chosen_other:
-            turning.append(part)
-    return turning[0] if len(turning) == 1 else "several" if turning else "joint"
 
 
 def _asked(timeline: Timeline, call: int) -> Asked:

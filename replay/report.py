@@ -36,13 +36,13 @@ from analysis.report.content import DASH
 from analysis.report.document import SIZES_PX, Tone
 from analysis.report.pictures import picture
 from replay import settings as settings_room
-from replay.cli.show import audit_said, reproduction_said
 from replay.comparison import Comparison, Side, compare
 from replay.core import SHIPPED_FIELDS, SHIPPED_POLICIES, Schema, admit, load_policy
 from replay.durations import iso
 from replay.engine import Progress
 from replay.errors import ReplayError
 from replay.record import StoredRun
+from replay.sentences import audit_said, reproduction_said
 from replay.settings import PRESETS, Settings
 from replay.tuning import to_toml
 

@@ -14,21 +14,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from analysis import decisions as deciding
 from analysis import prequential
-from replay import engine, offerbook, timeline
+from replay import engine, timeline
+from replay.causes import causes
 from replay.core import SHIPPED_FIELDS, SHIPPED_POLICIES, Policy, Schema, admit, load_policy
-from replay.deciding import Decider, Policies, cause
 from replay.demo import record_demo
 from replay.durations import human, iso
 from replay.errors import ReplayError
 from replay.estimators import Ema, Window
 from replay.ledger.load import Ledger, load_ledger
 from replay.ledger.mirror import open_mirror
-from replay.measuring import Measuring
 from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW, Settings
 from replay.timeline import route_key_expr
 
@@ -186,28 +184,14 @@ def with_causes(
     floor: float = 0.0,
     progress: engine.Progress | None = None,
 ) -> pl.DataFrame:
-    """Return the flips of two looks with the `cause` that turned each (`replay.deciding.cause`).
+    """Return the flips of two looks with the `cause` that turned each (`replay.causes`).
 
     `policy` and `floor` are those that both looks were taken with.
     """
-    say = progress or (lambda what, done, total: None)
-    if flips.is_empty():
-        return flips
     axis = timeline.build(floored(ledger, floor) if floor else ledger)
-    wanted = dict(zip(flips["call_id"].to_list(), flips["chosen_b"].to_list(), strict=True))
-    calls = np.flatnonzero(np.isin(axis.calls.id, list(wanted))).astype(np.int64)
     given = policy and with_floor(policy, floor)
-    decider = Decider(axis, offerbook.build(axis), Policies(axis, given), calls)
-    base, against = (decider.parts(Measuring(axis, one.settings)) for one in looks)
-    found = []
-    for number, call in enumerate(calls.tolist()):
-        if number % 100 == 0:
-            say("finding what turned each flip", number, len(calls))
-        identity = int(axis.calls.id[call])
-        route = wanted[identity]
-        found.append((identity, cause(decider, call, base, against, -1 if route is None else axis.number(route))))
-    causes = pl.DataFrame(found, schema={"call_id": pl.Int64, "cause": pl.String}, orient="row")
-    return flips.join(causes, on="call_id", how="left", maintain_order="left")
+    turned = causes(axis, given, looks[0].settings, looks[1].settings, flips, progress)
+    return flips.join(turned, on="call_id", how="left", maintain_order="left")
 
 
 def read_ledger(mirror: Path | None, progress: engine.Progress | None = None) -> tuple[Ledger, str]:

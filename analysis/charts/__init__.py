@@ -81,6 +81,7 @@ CHARTS: dict[str, ChartSpec] = {
             load.tools_evidence,
             tools,
             ("setting",),
+            mirror_is_enough=True,
         ),
         ChartSpec(
             "cost",
@@ -88,6 +89,7 @@ CHARTS: dict[str, ChartSpec] = {
             _COST,
             load.cost_drift,
             cost,
+            mirror_is_enough=True,
         ),
     )
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import polars as pl
@@ -22,29 +22,32 @@ COLUMNS: dict[str, Any] = {
     "warn": pl.Boolean,
 }
 """The columns of `analysis.cost.roll_up` that are drawn."""
-_OFF = pl.col("deviation").log().abs().round(9)  # half and twice the list price are as far off
+# Half and twice the list price are as far off; nothing charged, or a charge where the list says free, is furthest.
+_OFF = pl.col("deviation").log().abs().round(9).fill_null(math.inf)
 _WARNS = "reported, warns"
+_FREE, _NOTHING = "charged though listed free", "charged nothing"
 
 
 def cost(frame: pl.DataFrame, *, width: int = 600, theme: str = "light", top: int = TOP_PROVIDERS) -> look.AnyChart:
     """Draw measured ÷ expected cost per provider, with its signal and volume, and the band that does not warn.
 
     Columns: of `analysis.cost.roll_up`: `provider_id`, `calls`, `cost_micro` (USD ÷ 10⁶), `compared` (calls),
-    `deviation` (measured ÷ expected; null: nothing to compare), `signal` ("reported" or "derived"), `warn`. The
-    `top` providers with the highest cost are shown, worst first.
+    `deviation` (measured ÷ expected; null: nothing to compare, or, with `warn`, charged where the list says free),
+    `signal` ("reported" or "derived"), `warn`. The `top` providers that warn or have the highest cost are shown,
+    worst first; what a logarithm cannot show stands at the end of the axis, in words.
 
     >>> frame = pl.DataFrame({"provider_id": ["a", "b"], "calls": 30, "cost_micro": 2_000_000, "compared": 30,
     ...     "deviation": [1.25, 1.0], "signal": ["reported", "derived"], "warn": [True, False]})
     >>> cost(frame).to_dict()["title"]["text"]
     ['1 of 2 providers charges off its list price: a 1.25 times']
     """
-    look.require(frame, COLUMNS, "cost")
+    frame = look.require(frame, COLUMNS, "cost")
     look.require_width(width)
-    usable = frame.filter(pl.col("deviation").is_not_null() & (pl.col("deviation") > 0))
+    usable = frame.filter(pl.col("deviation").is_not_null() | pl.col("warn"))
     if usable.is_empty():
         said = "There is nothing to draw: no call has both a cost and a list price to compare it with."
         return look.sentence(said, title="No cost can be compared", width=width, theme=theme)
-    shown = usable.sort("cost_micro", "provider_id", descending=[True, False]).head(top)
+    shown = usable.sort("warn", "cost_micro", "provider_id", descending=[True, True, False]).head(top)
     shown = shown.sort("warn", _OFF, "provider_id", descending=[True, True, False])
     title = _title(usable)
     return look.finish(
@@ -77,7 +80,10 @@ def _points(shown: pl.DataFrame, width: int, theme: str) -> look.AnyChart:
     legend = alt.Legend(title=None, columns=look.legend_columns(present, width))
     colour = alt.Color("signal:N").scale(domain=present, range=[looks[n][0] for n in present]).legend(legend)
     shape = alt.Shape("signal:N").scale(domain=present, range=[looks[n][1] for n in present]).legend(legend)
-    x, ticks = _scale(drawn)
+    x, ticks, (low, high) = _scale(drawn)
+    drawn = drawn.with_columns(
+        pl.when(pl.col("deviation") == 0).then(low).otherwise(pl.col("deviation").fill_null(high)).alias("at")
+    )
     axis = (
         alt.Axis(title="measured ÷ expected cost", values=ticks, format="~g")
         if ticks
@@ -92,8 +98,30 @@ def _points(shown: pl.DataFrame, width: int, theme: str) -> look.AnyChart:
     return alt.layer(
         band.encode(x=alt.X("low:Q").scale(x).axis(axis), x2="high:Q"),
         one.encode(x="one:Q"),
-        points.encode(x="deviation:Q", y=y, color=colour, shape=shape, tooltip=tooltip),
+        points.encode(x="at:Q", y=y, color=colour, shape=shape, tooltip=tooltip),
+        *_in_words(drawn, y, colours.text),
     )
+
+
+def _in_words(drawn: pl.DataFrame, y: alt.Y, colour: str) -> list[alt.Chart]:
+    """Say beside the points at the axis's ends what a ratio cannot."""
+    said = []
+    sides: tuple[tuple[pl.Expr, str, Literal["left", "right"], int], ...] = (
+        (pl.col("deviation") == 0, _NOTHING, "left", 10),
+        (pl.col("deviation").is_null(), _FREE, "right", -10),
+    )
+    for at_the_end, words, align, dx in sides:
+        rows = drawn.filter(at_the_end).with_columns(said=pl.lit(words))
+        if rows.height:
+            marks = alt.Chart(rows).mark_text(align=align, dx=dx, color=colour, fontSize=look.LABEL_PX)
+            said.append(marks.encode(x="at:Q", y=y, text="said:N"))
+    return said
+
+
+def _far(row: dict[str, Any], times: str = "") -> str:
+    if row["deviation"] is None:
+        return _FREE
+    return f"{row['deviation']:.2f}{times}" if row["deviation"] else _NOTHING
 
 
 def _volume(row: dict[str, Any]) -> str:
@@ -101,17 +129,22 @@ def _volume(row: dict[str, Any]) -> str:
     return f"{look.count(row['calls'], 'call')}, {'< 0.01' if 0 < usd < 0.005 else f'{usd:,.2f}'} USD"
 
 
-def _scale(drawn: pl.DataFrame) -> tuple[alt.Scale, list[float]]:
-    """Return a plain axis around 1, or a logarithmic one with its ticks where deviations reach beyond a factor of 3."""
-    values = [1 - WARN_PERCENT / 100, 1 + WARN_PERCENT / 100, *drawn["deviation"].to_list()]
+def _scale(drawn: pl.DataFrame) -> tuple[alt.Scale, list[float], tuple[float, float]]:
+    """Return a plain axis around 1, or a logarithmic one with its ticks beyond a factor of 3; and where it ends."""
+    values = [
+        1 - WARN_PERCENT / 100,
+        1 + WARN_PERCENT / 100,
+        *drawn.filter(pl.col("deviation") > 0)["deviation"].to_list(),
+    ]
     low, high = min(values), max(values)
     if low > 1 / 3 and high < 3:
         room = 0.08 * (high - low)
-        return alt.Scale(domain=[low - room, high + room], nice=False, zero=False), []
+        low, high = low - room, high + room
+        return alt.Scale(domain=[low, high], nice=False, zero=False), [], (low, high)
     powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     ticks = [float(f"{step}e{power}") for power in powers for step in (1, 3)]
     low, high = low / 1.3, high * 1.3
-    return alt.Scale(type="log", domain=[low, high], nice=False), [t for t in ticks if low <= t <= high]
+    return alt.Scale(type="log", domain=[low, high], nice=False), [t for t in ticks if low <= t <= high], (low, high)
 
 
 def _title(usable: pl.DataFrame) -> str:
@@ -120,10 +153,9 @@ def _title(usable: pl.DataFrame) -> str:
     if warned.is_empty():
         independent = usable.filter(pl.col("signal") == "reported").height
         known = f"only {independent} of them" if independent else "none"
-        return f"None {of} warns" + ("" if independent == usable.height else f"; {known} reports its own figure")
-    said = ", ".join(
-        f"{row['provider_id'] or '(none)'} {row['deviation']:.2f} times" for row in warned.head(2).to_dicts()
-    )
+        reports = "report their own figures" if independent > 1 else "reports its own figure"
+        return f"None {of} warns" + ("" if independent == usable.height else f"; {known} {reports}")
+    said = ", ".join(f"{row['provider_id'] or '(none)'} {_far(row, ' times')}" for row in warned.head(2).to_dicts())
     more = f" and {warned.height - 2} more" if warned.height > 2 else ""
     verb = "charges off its list price" if warned.height == 1 else "charge off their list price"
     return f"{warned.height} {of} {verb}: {said}{more}"
@@ -131,7 +163,9 @@ def _title(usable: pl.DataFrame) -> str:
 
 def _subtitle(frame: pl.DataFrame, usable: pl.DataFrame, top: int) -> str:
     compared = look.count(int(usable["compared"].sum()), "call")
-    which = f" The {top} of {usable.height} providers with the highest cost." if usable.height > top else ""
+    which = (
+        f" The {top} of {usable.height} providers that warn or have the highest cost." if usable.height > top else ""
+    )
     without = frame.height - usable.height
     rest = f" {look.count(without, 'provider')} without anything to compare." if without else ""
     return (
@@ -142,7 +176,5 @@ def _subtitle(frame: pl.DataFrame, usable: pl.DataFrame, top: int) -> str:
 
 
 def _alt(shown: pl.DataFrame, title: str) -> str:
-    rows = (
-        f"{r['provider_id'] or '(none)'} {r['deviation']:.2f} ({r['signal']}, {_volume(r)})" for r in shown.to_dicts()
-    )
+    rows = (f"{r['provider_id'] or '(none)'} {_far(r)} ({r['signal']}, {_volume(r)})" for r in shown.to_dicts())
     return f"Dot plot of measured over expected cost with a line at 1. {title}. {'; '.join(rows)}."

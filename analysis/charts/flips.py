@@ -6,6 +6,7 @@ import altair as alt
 import polars as pl
 
 from analysis.charts import theme as look
+from analysis.charts import times
 from analysis.series import FLIPS_OVER_TIME_SCHEMA, TIE
 
 _PANELS_PX, _PANEL_PX, _AXIS_PX = 180, 54, 62
@@ -62,12 +63,12 @@ def _panels(frame: pl.DataFrame, by_cause: pl.DataFrame, width: int, theme: str)
     looks, highest = look.theme_of(theme), int(str(drawn["flips"].max()))
     panels = list(named.values())
     colours = [looks.muted if cause == TIE else looks.colours[i] for i, cause in enumerate(named)]
-    axis = look.time_axis(first, last, step, width)
+    axis = times.time_axis(first, last, step, width)
     bars = (
         alt.Chart(drawn)
         .mark_rect()
         .encode(
-            x=alt.X("from_ms:T").scale(look.utc(first, last, step)).axis(axis),
+            x=alt.X("from_ms:T").scale(times.utc(first, last, step)).axis(axis),
             x2="until_ms:T",
             y2=alt.datum(0),
             y=alt.Y("flips:Q").axis(title=None, values=[0, _tick(highest)], format=look.COUNT_FORMAT),

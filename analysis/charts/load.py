@@ -9,7 +9,7 @@ import polars as pl
 
 from analysis import cost, prequential, series, tools
 from analysis.charts.cost import COLUMNS as COST_COLUMNS
-from replay import record
+from replay import record, settings
 from replay.comparison import compare
 from replay.errors import ReplayError
 from replay.estimators import ToolsSticky, ToolsWindow
@@ -66,16 +66,20 @@ def stamped(run: Path, mirror: Path | None = None) -> pl.DataFrame:
     return series.stamped_shares(stored.predictions, stored.decisions)
 
 
-def tools_evidence(run: Path, mirror: Path | None = None, *, setting: str | None = None) -> pl.DataFrame:
-    """Return the tools chart's frame: under the rule of the first setting that has one, or of the one named."""
-    stored = record.read(run)
-    names = [one.name for one in stored.settings]
-    if setting is not None and setting not in names:
+def tools_evidence(run: Path | None, mirror: Path | None = None, *, setting: str | None = None) -> pl.DataFrame:
+    """Return the tools chart's frame: under the rule of the first setting that has one, or of the one named.
+
+    Without a run the setting is a preset or a settings file, by default production's.
+    """
+    stored = None if run is None else record.read(run)
+    known = (settings.load(setting or settings.PRESETS[0]),) if stored is None else stored.settings
+    names = [one.name for one in known]
+    if stored is not None and setting is not None and setting not in names:
         raise ReplayError(f"The setting {setting!r} is not in {run}; it holds {', '.join(names)}. Give one of these.")
     ruled = [
         (one.tools.rule, one.tools.failed)
-        for one in stored.settings
-        if isinstance(one.tools.rule, ToolsWindow | ToolsSticky) and setting in (None, one.name)
+        for one in known
+        if isinstance(one.tools.rule, ToolsWindow | ToolsSticky) and (stored is None or setting in (None, one.name))
     ]
     if not ruled:
         return pl.DataFrame(schema=series.TOOLS_SCHEMA)
@@ -87,9 +91,9 @@ def tools_evidence(run: Path, mirror: Path | None = None, *, setting: str | None
     return series.tools_evidence(attempts, rule, failed=failed, window_ms=window_ms)
 
 
-def cost_drift(run: Path, mirror: Path | None = None) -> pl.DataFrame:
+def cost_drift(run: Path | None, mirror: Path | None = None) -> pl.DataFrame:
     """Return the cost chart's frame."""
-    with open_mirror(_mirror(record.read(run), mirror)) as connection:
+    with open_mirror(_mirror(None if run is None else record.read(run), mirror)) as connection:
         (calls,) = connection.execute("SELECT count(*) FROM calls").fetchone() or (0,)
         if not calls:
             return pl.DataFrame(schema=COST_COLUMNS)
@@ -120,11 +124,11 @@ def _pair(frame: pl.DataFrame, against: str | None) -> pl.DataFrame:
     return frame.filter(pl.col("setting_b") == against)
 
 
-def _mirror(stored: record.StoredRun, given: Path | None) -> Path:
-    path = given or stored.mirror
+def _mirror(stored: record.StoredRun | None, given: Path | None) -> Path:
+    path = given or (stored.mirror if stored else None)
     if path is None or not path.is_file():
+        of = f"The mirror of {stored.folder}" if stored else "The mirror"
         raise ReplayError(
-            f"The mirror of {stored.folder} is not at {path}; this chart reads attempts and calls from it. "
-            "Say where it is with --mirror."
+            f"{of} is not at {path}; this chart reads attempts and calls from it. Say where it is with --mirror."
         )
     return path

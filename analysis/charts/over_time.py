@@ -9,6 +9,7 @@ import altair as alt
 import polars as pl
 
 from analysis.charts import theme as look
+from analysis.charts import times
 from analysis.prequential import SUCCESS_DEFAULT
 from analysis.series import OUTCOMES, RULES_OVER_TIME_SCHEMA
 
@@ -90,7 +91,7 @@ def _layers(
     dashes = alt.StrokeDash("series:N").legend(None)
     dashes = dashes.scale(domain=rules, range=[list(look.DASHES[i]) for i in range(len(rules))])
     covered = (*_bounds(frame), int(frame["bin_ms"][0]))
-    x = alt.X("at_ms:T").scale(look.utc(*covered)).axis(look.time_axis(*covered, width))
+    x = alt.X("at_ms:T").scale(times.utc(*covered)).axis(times.time_axis(*covered, width))
     base = alt.Chart(drawn).encode(x=x, y=_y(drawn, kind))
     tooltip = ["series:N", "bin from (UTC):N", "shown:N", "attempts:Q", "failed:Q"]
     recorded, predicted = alt.datum.series == happened, alt.datum.series != happened
@@ -173,10 +174,16 @@ class _Apart(NamedTuple):
 def _apart(frame: pl.DataFrame, kind: str, rules: list[str]) -> _Apart | None:
     """Return the two rules that are furthest apart in a bin; None where no bin shows two to compare.
 
-    `apart`: of the success rates, none being read as 1, as the router does; of the logarithms of latencies there are.
+    `apart`: of the success rates as drawn; in a bin where a rule has none, of the bin's means with every attempt
+    without a rate being read as 1, as the router does. Of latencies, of the logarithms of those there are.
     """
-    value = pl.col("value").log() if kind == _LATENCY else pl.col("value").fill_null(SUCCESS_DEFAULT)
-    rows = frame.filter(pl.col("series").is_in(rules)).with_columns(value.alias("read"))
+    happened = frame.filter(pl.col("series") == OUTCOMES).select("bin_start_ms", pl.col("attempts").alias("all"))
+    unstamped = (pl.col("all") - pl.col("attempts")).clip(0) / pl.max_horizontal("all", 1)
+    rate = pl.col("value").fill_null(SUCCESS_DEFAULT) * (1 - unstamped) + SUCCESS_DEFAULT * unstamped
+    rows = frame.filter(pl.col("series").is_in(rules)).join(happened, on="bin_start_ms")
+    silent = pl.col("value").is_null().any().over("bin_start_ms")
+    read = pl.col("value").log() if kind == _LATENCY else pl.when(silent).then(rate).otherwise("value")
+    rows = rows.with_columns(read.alias("read"))
     rows = rows.filter(pl.col("read").is_not_null()).sort("read", "series")
     per_bin = (
         rows.group_by("bin_start_ms")

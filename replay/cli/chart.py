@@ -31,11 +31,16 @@ class Look(StrEnum):
 
 def chart(
     name: Annotated[str | None, typer.Argument(help="Which chart; left out, the charts are listed.")] = None,
-    run: Annotated[Path | None, typer.Argument(help="A run's folder, as written by replay run.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="A run's folder, as written by replay run; cost and tools do with --mirror alone."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The file to write: .png, .svg, .pdf, .html or .json.")
     ] = None,
-    mirror: Annotated[Path | None, typer.Option(help="The mirror the run was made from, if it moved.")] = None,
+    mirror: Annotated[
+        Path | None, typer.Option(help="The mirror the run was made from, if it moved; or instead of RUN.")
+    ] = None,
     route: Annotated[
         str | None, typer.Option(help="reliability, latency: the route key; default: the most disputed route.")
     ] = None,
@@ -46,7 +51,8 @@ def chart(
         str | None, typer.Option(help="differences: brier, log loss or log latency error; default: brier.")
     ] = None,
     setting: Annotated[
-        str | None, typer.Option(help="tools: whose rule; default: that of the first setting with one.")
+        str | None,
+        typer.Option(help="tools: whose rule; default: the first setting with one; without RUN, a preset or TOML."),
     ] = None,
     width: Annotated[int, typer.Option(help="Width in pixels; PNG files have twice as many.")] = 600,
     theme: Annotated[Look, typer.Option(help="For a light or a dark background.")] = Look.light,
@@ -59,8 +65,9 @@ def chart(
         _print_charts()
         return
     spec = _spec(name)
-    if run is None or out is None:
-        raise ReplayError(f"replay chart {name} needs a run's folder and -o FILE; expected: {_example(name)}")
+    if out is None or (run is None and not (spec.mirror_is_enough and mirror)):
+        instead = f", or: replay chart {name} --mirror FILE -o {name}.png" if spec.mirror_is_enough else ""
+        raise ReplayError(f"replay chart {name} needs a run's folder and -o FILE; expected: {_example(name)}{instead}")
     require_format(out)
     frame = spec.frame(run, mirror, route=route, against=against, metric=metric, setting=setting)
     drawn = spec.draw(frame, width=width, theme=theme.value)

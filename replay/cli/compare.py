@@ -12,8 +12,9 @@ from rich.console import Console
 from analysis.prequential import stamped_line
 from replay import record
 from replay.cli.progress import shown
-from replay.cli.show import audit_said, console, differences_table, figures_table, flips_table, plain, reproduction_said
+from replay.cli.show import console, differences_table, figures_table, flips_table, plain
 from replay.comparison import Comparison, compare
+from replay.sentences import audit_said, reproduction_said
 
 
 def compare_command(

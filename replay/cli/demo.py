@@ -55,6 +55,8 @@ def demo_command(
         f"replay cost {mirror}",
         f"replay run {mirror} -s production-now --window 5m -o {folder}/run-5m",
         f"replay compare {run_folder} {folder}/run-5m",
+        f"replay report {run_folder} -o {folder}/report.html",
+        f"replay notebook window_tuning {mirror}",
     ):
         plain(out, f"  {command}")
     if not done.passed:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analysis import charts
-from analysis.charts import CHARTS
+from analysis.charts import CHARTS, times
 from analysis.charts import theme as look
 from replay.cli import run_cli
 from replay.errors import ReplayError
@@ -78,6 +82,8 @@ TOOLS = pl.DataFrame(
         "condemned_ms": [60_000, 0],
         "min_samples": 20,
         "rule": "the window rule",
+        "emission_rate": 0.5,
+        "chance": [0.5**25, 0.5**3],
     }
 )
 COST = pl.DataFrame(
@@ -177,6 +183,18 @@ def test_a_missing_column_is_named(name: str) -> None:
 
 
 @each
+def test_a_wrong_type_is_named(name: str) -> None:
+    """Texts where numbers are expected, and holes in whole numbers, are refused with the column's name."""
+    for column, wanted in CHARTS[name].columns.items():
+        if wanted in (pl.Int64, pl.Float64):
+            with pytest.raises(ReplayError, match=f"the column {column} as String; expected"):
+                drawn(name, FRAMES[name].with_columns(pl.lit("x").alias(column)))
+        if wanted == pl.Int64:
+            with pytest.raises(ReplayError, match=f"the column {column} as Int64 with nulls"):
+                drawn(name, FRAMES[name].with_columns(pl.lit(None, dtype=pl.Int64).alias(column)))
+
+
+@each
 def test_an_impossible_width_or_theme_is_refused(name: str) -> None:
     """Neither gives a picture nobody can read."""
     with pytest.raises(ReplayError, match="width 5 px"):
@@ -225,6 +243,70 @@ def test_contrast_is_enough(theme: str) -> None:
     assert len(set(looks.colours)) == len(look.SHAPES) == len(look.DASHES) == look.MAX_CATEGORIES
 
 
+SEEN_AS = {
+    "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "deuteranopia": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.01182, 0.04294, 0.968881)),
+}  # Machado, Oliveira, Fernandes 2009, severity 1
+
+
+def seen(colour: str, vision: str) -> tuple[float, float, float]:
+    """Return the L*a*b* of a colour as a colour-blind reader sees it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    red, green, blue = (
+        min(1.0, max(0.0, sum(w * p for w, p in zip(row, linear, strict=True)))) for row in SEEN_AS[vision]
+    )
+    xyz = (
+        (0.4124 * red + 0.3576 * green + 0.1805 * blue) / 0.95047,
+        0.2126 * red + 0.7152 * green + 0.0722 * blue,
+        (0.0193 * red + 0.1192 * green + 0.9505 * blue) / 1.08883,
+    )
+    x, y, z = (v ** (1 / 3) if v > 0.008856 else 7.787 * v + 16 / 116 for v in xyz)
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+@themed
+@pytest.mark.parametrize("vision", SEEN_AS)
+def test_the_first_six_colours_differ_for_colour_blind_readers(theme: str, vision: str) -> None:
+    """The closest two of them are at least 10 apart in L*a*b*."""
+    colours = [seen(colour, vision) for colour in look.THEMES[theme].colours[:6]]
+    assert min(math.dist(a, b) for a, b in itertools.combinations(colours, 2)) >= 10
+
+
+def labels_of(first_ms: int, last_ms: int, width: int = 600) -> list[list[str]]:
+    """Return the lines of a time axis's labels."""
+    axis = times.time_axis(first_ms, last_ms, 60_000, width).to_dict()
+    return list(json.loads(axis["labelExpr"].partition("}[")[0] + "}").values())
+
+
+def test_one_minute_has_hours_and_its_date() -> None:
+    """One call: every label is an hour and minute, the first one also says the day."""
+    assert labels_of(NOON_MS, NOON_MS + 60_000)[:2] == [["11:56", "2 Mar 2026"], ["11:58"]]
+
+
+def test_a_week_has_days_and_its_year() -> None:
+    """Days in one form, the year under the first and under that of a new year."""
+    new_year = 1_767_225_600_000
+    assert labels_of(new_year - 2 * 24 * HOUR_MS, new_year + 2 * 24 * HOUR_MS) == [
+        ["30 Dec", "2025"], ["31 Dec"], ["1 Jan", "2026"], ["2 Jan"], ["3 Jan"],
+    ]  # fmt: skip
+
+
+def test_long_spans_have_months_with_years() -> None:
+    """Over 300 days every label has its year."""
+    assert labels_of(NOON_MS, NOON_MS + 400 * 24 * HOUR_MS) == [
+        ["May 2026"], ["Jul 2026"], ["Sep 2026"], ["Nov 2026"], ["Jan 2027"], ["Mar 2027"],
+    ]  # fmt: skip
+
+
+@given(st.integers(0, 2**42), st.integers(1, 2**41), st.integers(3, 10))
+def test_ticks_are_few_and_within_their_span(first: int, length: int, most: int) -> None:
+    """No span has more ticks than asked for, and none lies outside."""
+    at = [tick for tick, *_ in times.ticks_utc(first, first + length, most)]
+    assert len(at) <= most
+    assert all(first <= tick <= first + length for tick in at)
+
+
 def test_rules_are_drawn_over_the_outcomes() -> None:
     """Every value is in the data at its bin's middle, the bin without a value is not, and lines carry segments."""
     made = drawn("reliability")
@@ -251,8 +333,32 @@ def test_latency_is_logarithmic_in_ms() -> None:
 
 
 def test_reliability_title_says_how_far_apart_the_rules_are() -> None:
-    """The only bin that both rules saw has 0.9 and 0.8."""
-    assert title("reliability") == "now and before are up to 10 points apart on p|m"
+    """The only bin has 0.9 and 0.8."""
+    assert title("reliability", RULES.filter(bin_start_ms=0)) == "now and before are up to 10 points apart on p|m"
+
+
+def test_a_rule_without_a_figure_is_read_as_certain_in_the_title() -> None:
+    """Read as 100 %, the silent rule is 60 points from 40 %, which is more than the 10 where both have a figure."""
+    assert title("reliability") == "now has no figure while before falls to 40 % on p|m"
+
+
+def test_a_single_stamp_among_many_attempts_is_not_the_finding() -> None:
+    """One stamp of 0 among four attempts is read as 75 % on average: 40 % of all attempts is further from 100 %."""
+    stamped = RULES.with_columns(
+        value=pl.Series([0.75, 0.5, None, None, 0.0, 0.4]), attempts=pl.Series([4, 2, 0, 0, 1, 2])
+    )
+    assert title("reliability", stamped) == "now has no figure while before falls to 40 % on p|m"
+
+
+def test_the_title_counts_what_is_drawn_where_every_rule_has_a_figure() -> None:
+    """Points drawn at 100 % and 0 % are 100 points apart, however few attempts are behind one."""
+    both = RULES.filter(bin_start_ms=0).with_columns(value=pl.Series([0.75, 1.0, 0.0]), attempts=pl.Series([4, 4, 1]))
+    assert title("reliability", both) == "now and before are up to 100 points apart on p|m"
+
+
+def test_latency_title_counts_only_figures_there_are() -> None:
+    """Without a figure there is no latency to compare: only the first bin's 900 and 800 ms count."""
+    assert title("latency") == "now and before are up to 1.1 times apart on p|m"
 
 
 def test_more_rules_than_colours_are_said() -> None:
@@ -269,6 +375,22 @@ def test_flips_have_one_panel_per_cause() -> None:
     assert made["facet"]["row"]["sort"] == ["latency: 4 flips", "tools: 2 flips"]
     assert sum(row["flips"] for row in rows(made, "flips")) == 6
     assert title("flips") == "30 % of decisions flip between now and before, most by latency"
+
+
+def test_ties_are_stated_apart() -> None:
+    """Ties are in neither the title's share nor the subtitle's flips, and their panel, the last, says so."""
+    tied = FLIPS.with_columns(cause=pl.col("cause").replace({"latency": "tie"}))
+    made = drawn("flips", tied)
+    assert title("flips", tied) == "10 % of decisions flip between now and before, most by tools; 4 ties apart"
+    assert "2 flips in 20 decisions" in " ".join(made["title"]["subtitle"])
+    assert made["facet"]["row"]["sort"] == ["tools: 2 flips", "ties (apart): 4"]
+
+
+def test_only_ties_are_no_flips() -> None:
+    """Where all are ties, no decision flips."""
+    assert title("flips", FLIPS.with_columns(cause=pl.lit("tie")).filter(flips=3)) == (
+        "No decision flips between now and before; 3 ties apart"
+    )
 
 
 def test_flips_begin_at_zero() -> None:
@@ -335,6 +457,61 @@ def test_tools_mark_the_condemned_and_the_threshold() -> None:
     assert [row["count"] for row in rows(made, "said")] == [20]
 
 
+@pytest.mark.parametrize(("emitted", "align"), [(1_000_000, "left"), (0, "right")])
+def test_the_threshold_is_written_where_there_is_room(emitted: int, align: str) -> None:
+    """Left of its line where the line is near the right end."""
+    one = TOOLS.head(1).with_columns(requests=pl.lit(emitted), emitted=pl.lit(emitted))
+    (mark,) = {m["align"] for m in within(drawn("tools", one), "mark") if m.get("color") == "#b3261e" and "align" in m}
+    assert mark == align
+
+
+def test_tools_write_the_chance_of_silence() -> None:
+    """At p = 50 %, three silent requests in a row have a chance of 12.5 %."""
+    made = drawn("tools")
+    assert {(row.get("route"), row["written"]) for row in rows(made, "written")} == {
+        ("× p|m|x", "< 0.1 %"),
+        ("p|m|y", "12.5 %"),
+        (None, "chance"),
+    }
+    assert "p = 50 %." in " ".join(made["title"]["subtitle"])
+
+
+def test_without_any_tool_call_there_is_no_chance() -> None:
+    """Then nothing is known of p, and the subtitle says so."""
+    made = drawn("tools", TOOLS.with_columns(pl.lit(None).alias("emission_rate"), pl.lit(None).alias("chance")))
+    assert not rows(made, "written")
+    assert "No route ever called a tool" in " ".join(made["title"]["subtitle"])
+
+
+def test_charges_that_have_no_ratio_are_drawn_and_told() -> None:
+    """Charged though listed free, and nothing charged, warn in the title and stand at the axis's ends in words."""
+    frame = COST.with_columns(warn=pl.lit(True), deviation=pl.Series([1.25, 0.0, None]))
+    made = drawn("cost", frame)
+    at = {row["provider"][0]: row["at"] for row in rows(made, "signal")}
+    assert at["b"] < 0.85 < 1.25 < at["c"]
+    assert {row["provider"][0]: row["said"] for row in rows(made, "said")} == {
+        "b": "charged nothing",
+        "c": "charged though listed free",
+    }
+    assert title("cost", frame) == (
+        "3 of 3 providers charge off their list price: b charged nothing, c charged though listed free and 1 more"
+    )
+
+
+def test_a_warning_is_shown_however_small_its_cost() -> None:
+    """Of the one provider shown, it is the one that warns."""
+    frame = COST.with_columns(warn=pl.Series([False, True, False]))
+    assert [row["provider"] for row in rows(drawn("cost", frame, top=1), "signal")] == ["b · 30 calls, 1.00 USD"]
+
+
+def test_cost_says_who_reports() -> None:
+    """One reports its own figure, two report their own."""
+    quiet = COST.with_columns(warn=pl.lit(False), deviation=pl.lit(1.0))
+    assert title("cost", quiet) == "None of 3 providers warns; only 1 of them reports its own figure"
+    two = quiet.with_columns(signal=pl.Series(["reported", "reported", "derived"]))
+    assert title("cost", two) == "None of 3 providers warns; only 2 of them report their own figures"
+
+
 def test_cost_shows_signal_volume_and_band() -> None:
     """Each provider carries its calls and cost; the band is 15 % wide on either side."""
     made = drawn("cost")
@@ -398,6 +575,27 @@ def test_cost_deviation_is_that_of_the_ledger(run_folder: Path) -> None:
     assert CHARTS["cost"].frame(run_folder)["deviation"].to_list() == pytest.approx([1.2, 1.2])
 
 
+@pytest.mark.parametrize("name", ["cost", "tools"])
+def test_a_mirror_is_enough_for_what_only_reads_it(name: str, run_folder: Path, tmp_path: Path) -> None:
+    """Without a run, the mirror gives the same frame as through the run made from it."""
+    mirror, out = run_folder.parent / "ledger.duckdb", tmp_path / "chart.svg"
+    assert CHARTS[name].frame(None, mirror).equals(CHARTS[name].frame(run_folder))
+    assert run_cli(["chart", name, "--mirror", str(mirror), "-o", str(out)]) == 0
+    assert out.read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_the_tools_rule_of_a_preset_needs_no_run(run_folder: Path) -> None:
+    """Without a run the setting names a preset."""
+    frame = CHARTS["tools"].frame(None, run_folder.parent / "ledger.duckdb", setting="production-before")
+    assert frame["rule"][0].startswith("the sticky rule")
+
+
+def test_a_chart_that_needs_a_run_says_so() -> None:
+    """The message says what it needs."""
+    with pytest.raises(ReplayError, match=r"stamped chart was given no run; it needs a run's folder\."):
+        CHARTS["stamped"].frame(None, Path("ledger.duckdb"))
+
+
 @pytest.mark.parametrize(
     ("suffix", "begins"),
     [("png", b"\x89PNG"), ("svg", b"<svg"), ("pdf", b"%PDF"), ("html", b"<!DOCTYPE html>"), ("json", b"{")],
@@ -441,6 +639,8 @@ def test_the_command_alone_lists_the_charts(capsys: pytest.CaptureFixture[str]) 
     [
         (["nope", "RUN", "-o", "x.png"], "There is no chart 'nope'"),
         (["cost", "RUN"], "needs a run's folder and -o FILE"),
+        (["stamped", "-o", "x.png", "--mirror", "gone.duckdb"], "needs a run's folder and -o FILE"),
+        (["cost", "-o", "x.png", "--mirror", "gone.duckdb"], "The mirror is not at gone.duckdb"),
         (["cost", "RUN", "-o", "x.bmp"], "asks for the format bmp"),
         (["cost", "no/run", "-o", "x.png"], "is no run's folder"),
         (["cost", "RUN", "-o", "x.png", "--mirror", "gone.duckdb"], "is not at gone.duckdb"),

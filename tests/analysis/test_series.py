@@ -47,6 +47,12 @@ def test_most_disputed_route_is_where_the_rules_are_apart() -> None:
     assert series.most_disputed_route(predictions(*rows)) == "odd"
 
 
+def test_a_missing_stamp_is_read_as_certain_when_routes_are_ranked() -> None:
+    """A rule that says nothing where the other says 10 % disputes more than 80 % against 90 %."""
+    rows = [*both(0, 0.8, 0.9, route_key="seen"), *both(1, None, 0.1, route_key="silent")]
+    assert series.most_disputed_route(predictions(*rows)) == "silent"
+
+
 def test_most_disputed_route_without_dispute_is_the_busiest() -> None:
     """Where no rules differ, the route with most attempts is shown."""
     rows = [*both(0, 0.5, 0.5, route_key="a"), *both(1, 0.5, 0.5, route_key="b"), *both(2, 0.5, 0.5, route_key="b")]
@@ -80,6 +86,13 @@ def test_lines_break_at_gaps() -> None:
     days = [{"ts_ms": day * 24 * HOUR_MS + hour * HOUR_MS, "p_start": 1.0} for day in (0, 5) for hour in range(6)]
     made = series.rules_over_time(predictions(*days)).filter(series="now")
     assert made["segment"].to_list() == [0] * (made.height // 2) + [1] * (made.height // 2)
+
+
+def test_lines_break_at_the_first_missing_bin() -> None:
+    """Minutes 0 and 1 are neighbours, minute 3 comes after a bin without attempts, 5 after one without a figure."""
+    minutes = [{"ts_ms": m * 60_000, "p_start": None if m == 4 else 1.0} for m in (0, 1, 3, 4, 5)]
+    made = series.rules_over_time(predictions(*minutes)).filter(pl.col("value").is_not_null(), series="now")
+    assert made["segment"].to_list() == [0, 0, 1, 2]
 
 
 def test_rules_over_time_does_not_depend_on_the_order_of_rows() -> None:
@@ -127,6 +140,14 @@ def test_flips_over_time_counts_each_cause_and_all_decisions() -> None:
 def test_flips_on_ties_are_counted_apart() -> None:
     """A tie is a tie, whatever the cause says."""
     assert series.flips_over_time(DECIDED, flips("latency", tie=True))["cause"].to_list() == ["tie"]
+
+
+def test_ties_never_hide_among_rare_causes() -> None:
+    """One tie beside ten more frequent causes keeps its own name, last; all are eight."""
+    many = pl.concat([flips(*(f"c{i}" for i in range(10)), *(f"c{i}" for i in range(10))), flips("c0", tie=True)])
+    causes = series.flips_over_time(DECIDED, many)["cause"].unique(maintain_order=True).to_list()
+    assert causes[-2:] == [series.OTHER, series.TIE]
+    assert len(causes) == 8
 
 
 def test_rare_causes_are_put_together() -> None:
@@ -178,6 +199,13 @@ def test_longest_silence_is_that_of_a_window_without_a_tool_call() -> None:
     rule = ToolsWindow(min_samples=3, window_ms=100)
     made = series.tools_evidence(attempts((0, False), (10, False), (99, False), (100, False)), rule, window_ms=100)
     assert made.select("most_silent", "condemned", "requests").rows() == [(3, 1, 4)]
+
+
+def test_chance_of_silence_is_that_of_the_capable_routes() -> None:
+    """One request of four is answered, so p = 1/4; two silent in a row have a chance of 9/16."""
+    rule = ToolsWindow(min_samples=3, window_ms=100)
+    made = series.tools_evidence(attempts((0, True), (200, False), (210, False), (400, False)), rule, window_ms=100)
+    assert made.select("emission_rate", "most_silent", "chance").rows() == [(0.25, 2, 9 / 16)]
 
 
 def test_a_tool_call_ends_the_silence() -> None:

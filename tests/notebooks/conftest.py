@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +7,6 @@ import pytest
 from replay.demo import record_demo
 from replay.ledger.load import Ledger, load_ledger
 from replay.ledger.mirror import open_mirror
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `browser`, which two rooms share
 
 
 @pytest.fixture(scope="session")

@@ -143,6 +143,11 @@ def _shown(session: webdriver.Chrome) -> str:
     return text if "Keep it" in text and len(drawn) >= 4 and not busy else ""
 
 
+def _all_other(before: list[str], after: list[str]) -> bool:
+    """Say whether every picture was drawn anew."""
+    return len(after) == len(before) and not set(before) & set(after)
+
+
 def test_a_slider_moves_chart_and_numbers(demo_mirror: Path, tmp_path: Path) -> None:
     """In headless Chromium: open, move the window, and chart and sentences change, without an error."""
     with browser.chromium(1200, 900) as session, opened(demo_mirror, tmp_path) as address:
@@ -160,7 +165,9 @@ def test_a_slider_moves_chart_and_numbers(demo_mirror: Path, tmp_path: Path) -> 
             return text if "window 5m and EMA 0.2, latency 0.3 choose different routes in" in text else ""
 
         after = browser.until(moved, "the results of a 5 minute window")
-        browser.until(lambda: session.execute_script(CHARTS, ".marks") != charts, "another picture")
+        browser.until(lambda: _all_other(charts, session.execute_script(CHARTS, ".marks")), "four other pictures")
+        stale = "return document.querySelectorAll('.marimo-output-stale, .output-area.stale, .stale').length === 0"
+        browser.until(lambda: session.execute_script(stale), "no output that waits to be computed again")
         browser.screenshot(session, "notebook-after")
         assert before != after
         assert "Traceback" not in after

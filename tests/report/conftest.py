@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,6 @@ from replay.ledger.lacks import lacks
 from replay.ledger.load import load_ledger
 from replay.ledger.mirror import open_mirror
 from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `browser`, which two rooms share
 
 
 @pytest.fixture(scope="session")
