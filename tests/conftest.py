@@ -23,6 +23,36 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+EXPENSIVE = {"demo_run": "engine", "written": "report", "demo_ledger": "demo"}
+"""Session fixtures that cost seconds; tests that use one run on the same pytest-xdist worker, so it is made once."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep expensive fixtures on one worker, and start with the slow tests, so that no worker ends alone on one."""
+    for item in items:
+        used = [group for name, group in EXPENSIVE.items() if name in getattr(item, "fixturenames", ())]
+        if used:
+            item.add_marker(pytest.mark.xdist_group(used[0]))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(scope="session")
+def demo_mirror(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The demo's mirror, a week of 6,674 calls, recorded once for all workers; only read it."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder if worker_id == "master" else folder.parent
+    path = folder / "demo.duckdb"
+    with (folder / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            from replay.demo import record_demo
+
+            draft = folder / "draft.duckdb"
+            record_demo(draft)
+            draft.rename(path)
+    return path
+
+
 NewDatabase = Callable[[], AbstractContextManager[str]]
 """Called as `with new_database() as url:`; see the fixture."""
 

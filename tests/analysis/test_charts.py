@@ -627,8 +627,11 @@ def test_the_json_is_the_chart(run_folder: Path, tmp_path: Path) -> None:
     assert json.loads(out.read_text(encoding="utf-8")) == expected
 
 
-def test_the_command_alone_lists_the_charts(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every chart is listed with its documentation."""
+def test_the_command_alone_lists_the_charts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every chart is listed with its documentation, on one line where the terminal is wide."""
+    monkeypatch.setenv("COLUMNS", "160")
     assert run_cli(["chart"]) == 0
     listed = capsys.readouterr().out
     assert all(spec.documentation in listed for spec in CHARTS.values())

@@ -14,7 +14,6 @@ import pytest
 from replay import engine, queries
 from replay.calls import CallRequest
 from replay.core import Policy, admit
-from replay.demo import record_demo
 from replay.ledger.importers import import_file
 from replay.ledger.load import Ledger, load_ledger
 from replay.ledger.mirror import open_mirror
@@ -195,17 +194,9 @@ def small_world(world: Callable[..., Ledger]) -> Ledger:
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's mirror: a week of 6,674 calls, recorded once."""
-    path = tmp_path_factory.mktemp("demo") / "ledger.duckdb"
-    record_demo(path, 7)
-    return path
-
-
-@pytest.fixture(scope="session")
-def demo_ledger(demo: Path) -> Ledger:
+def demo_ledger(demo_mirror: Path) -> Ledger:
     """The demo's ledger in memory."""
-    with open_mirror(demo) as connection:
+    with open_mirror(demo_mirror) as connection:
         return load_ledger(connection)
 
 

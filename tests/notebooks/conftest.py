@@ -4,17 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from replay.demo import record_demo
 from replay.ledger.load import Ledger, load_ledger
 from replay.ledger.mirror import open_mirror
-
-
-@pytest.fixture(scope="session")
-def demo_mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mirror with the demo's recorded week."""
-    path = tmp_path_factory.mktemp("demo") / "ledger.duckdb"
-    record_demo(path)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -148,6 +148,7 @@ def _all_other(before: list[str], after: list[str]) -> bool:
     return len(after) == len(before) and not set(before) & set(after)
 
 
+@pytest.mark.slow
 def test_a_slider_moves_chart_and_numbers(demo_mirror: Path, tmp_path: Path) -> None:
     """In headless Chromium: open, move the window, and chart and sentences change, without an error."""
     with browser.chromium(1200, 900) as session, opened(demo_mirror, tmp_path) as address:

@@ -10,19 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from replay.demo import record_demo
-
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
 SHARED = ROOT.parent / "shared"
 _MADE_BY_USE = {".git", ".venv", ".hypothesis", "demo", "runs", "build", "dist"}
-
-
-@pytest.fixture(scope="session")
-def demo_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's ledger, recorded once."""
-    path = tmp_path_factory.mktemp("demo") / "ledger.duckdb"
-    record_demo(path)
-    return path
 
 
 @pytest.fixture
@@ -59,8 +49,8 @@ def with_demo(checkout: Path, request: pytest.FixtureRequest) -> Callable[[], No
     """Puts the demo's ledger where `make demo` leaves it; it is recorded only if this is called."""
 
     def put() -> None:
-        demo_ledger = request.getfixturevalue("demo_ledger")
+        demo_mirror = request.getfixturevalue("demo_mirror")
         (checkout / "demo").mkdir(exist_ok=True)
-        shutil.copy(demo_ledger, checkout / "demo" / "ledger.duckdb")
+        shutil.copy(demo_mirror, checkout / "demo" / "ledger.duckdb")
 
     return put

@@ -86,6 +86,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "title"), EVERY)
 def test_the_commands_of_a_page_run_as_pasted(
     page: Path, title: str, checkout: Path, environment: dict[str, str], with_demo: Callable[[], None]

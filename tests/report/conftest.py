@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from replay import engine, record
-from replay.demo import record_demo
 from replay.durations import instant_ms
 from replay.ledger.lacks import lacks
 from replay.ledger.load import load_ledger
@@ -14,11 +14,11 @@ from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, demo_mirror: Path) -> Path:
     """A folder with the demo's mirror and two runs of six of its hours: `both` presets, and `now` alone."""
     folder = tmp_path_factory.mktemp("runs")
     mirror = folder / "ledger.duckdb"
-    record_demo(mirror)
+    shutil.copy(demo_mirror, mirror)
     with open_mirror(mirror) as connection:
         ledger, inferred = load_ledger(connection), lacks(connection)
     since_ms, until_ms = instant_ms("2026-03-03T09:00:00Z"), instant_ms("2026-03-03T15:00:00Z")

@@ -57,6 +57,7 @@ def test_the_figures_are_those_of_the_comparison(written: Path, runs: Path) -> N
     assert flips["flips"][0] > 10
 
 
+@pytest.mark.slow
 def test_every_command_in_it_runs(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command line is one that `replay` accepts, with exit code 0."""
     monkeypatch.chdir(tmp_path)
