@@ -14,6 +14,8 @@ from replay.ledger.mirror import open_mirror
 
 NOON_MS = 1_772_452_800_000
 
+each = pytest.mark.parametrize("name", CHARTS)
+
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
