@@ -135,3 +135,12 @@ def test_named_commands_exist(page: Path) -> None:
     """A page names only commands that the command line has; what is coming is described, not named."""
     named = set(re.findall(r"`replay ([a-z]+)\b", page.read_text(encoding="utf-8")))
     assert named - set(get_command(build_app()).commands) == set()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("room", ["replay", "analysis"])
+def test_every_module_has_its_room_on_the_architecture_page(room: str) -> None:
+    """A newcomer finds each module named, or the folder that holds it."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    modules = [path.name for path in (ROOT / room).glob("*.py") if not path.name.startswith("__")]
+    unnamed = [name for name in modules if f"{name}`" not in page]
+    assert unnamed == []
