@@ -250,9 +250,9 @@ def _top_flips(pair: pl.DataFrame, explain: Callable[[int], str]) -> Table:
                     _number(row[f"latency_ms_{other}_in_{end}"], 0),
                 ]
             )  # fmt: skip
-    shown = (
-        f"the {min(TOP_FLIPS, len(pair)):,} clearest of {len(pair):,}" if len(pair) > TOP_FLIPS else f"{len(pair):,}"
-    )
+    ties = int(pair["tie"].sum())
+    flips = f"{len(pair) - ties:,}" + (f", and {ties:,} ties apart" if ties else "")
+    shown = f"the {TOP_FLIPS} clearest of {flips}" if len(pair) > TOP_FLIPS else flips
     note = (
         "Two lines per call, one per setting: its choice, and beside it what it saw of the route the other chose. "
         "The larger the smaller margin, the clearer the flip. A dash: no such stamp, or not in the top three. "
