@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from replay.durations import iso
 from replay.errors import ReplayError
 from replay.ledger.load import Ledger
 from replay.measuring import Measuring, Stamps
+from replay.orderhash import order_hash
 from replay.reproduction import (
     Reproduction,
     agree,
@@ -271,7 +271,7 @@ DECISIONS: dict[str, pl.DataType | type[pl.DataType]] = {
     "recorded_score": pl.Float64,
     "recorded_success_rate": pl.Float64,
     "recorded_latency_ms": pl.Float64,
-    "order_hash": pl.String,
+    "order_hash": pl.UInt64,
 }
 """Columns of `decisions.parquet`, one row per setting and call.
 
@@ -280,7 +280,7 @@ the first of the plan whose provider was not disabled. `label` is `recorded` whe
 outcome is known, else `bounded`. `margin` is the score of the first minus that of the second in the plan's order. The
 numbered columns are the plan's first three: route key, score and the stamps behind it; `recorded_…` are those of the
 recorded route (the first attempt's where known). `reject_counts` is a JSON object, reason → candidates. `order_hash`
-is the SHA-256 of the full order with its scores.
+is a 64-bit hash of the full order with its scores (`replay.orderhash`).
 """
 
 
@@ -299,10 +299,7 @@ def _row(decider: Decider, call: int, decision: Decision, setting: str, evidence
         )
     margin = ranking.scores[0] - ranking.scores[1] if len(ranking.ordered) > 1 else None
     reasons = Counter(reason for _, reason in ranking.rejected)
-    order = ";".join(
-        f"{name[int(decision.routes[index])]}={score.hex()}"
-        for index, score in zip(ranking.ordered, map(float, ranking.scores), strict=True)
-    )
+    ranked_routes = [name[int(decision.routes[index])] or "" for index in ranking.ordered]
     return (
         setting,
         int(calls.id[call]),
@@ -320,7 +317,7 @@ def _row(decider: Decider, call: int, decision: Decision, setting: str, evidence
         margin,
         *top,
         *_recorded(decision, actual),
-        hashlib.sha256(order.encode()).hexdigest(),
+        order_hash(zip(ranked_routes, map(float, ranking.scores), strict=True)),
     )
 
 

@@ -32,7 +32,7 @@ from replay.errors import NotComparableError, ReplayError
 from replay.reproduction import Reproduction
 from replay.settings import Settings, from_dict
 
-FORMAT = 1
+FORMAT = 2
 ROWS_PER_GROUP = 65_536
 MISMATCHES_SHOWN = 20
 _PACKAGES = ("duckdb", "numpy", "polars", "pyarrow")
