@@ -7,12 +7,12 @@ from typing import Any
 import duckdb
 
 from replay import queries
-from replay.errors import ReplayError
-from replay.estimators import ToolsNever, ToolsWindow, Window
-from replay.ledger.memory import HasNow, QueuedLedger, WriteLag, no_lag, require_shared
+from replay.ledger.derivations import Row, Windows
+from replay.ledger.memory import HasNow, QueuedLedger, WriteLag, no_lag
 from replay.ledger.rows import AttemptRow, CallRow, columns, values
-from replay.settings import Measure, Settings
-from replay.stamps import Evidence, RouteStat
+from replay.sessions import Session, session_of
+from replay.settings import Settings
+from replay.stamps import Evidence
 
 
 class DuckLedger(QueuedLedger):
@@ -31,40 +31,31 @@ class DuckLedger(QueuedLedger):
         write_lag: WriteLag = no_lag,
     ) -> None:
         super().__init__(clock, write_lag)
-        require_shared(settings)
         self.connection = connection
-        self.reliability_window_ms = _window_ms("reliability", settings.reliability)
-        self.latency_window_ms = _window_ms("latency", settings.latency)
-        if not isinstance(settings.tools.rule, ToolsWindow | ToolsNever) or settings.tools.failed != "counted":
-            raise ReplayError(
-                f"settings.tools is {settings.tools}; expected the windowed rule with failed attempts counted, which "
-                "is what the shared SQL derives: take the preset production-now, or use the in-memory ledger"
-            )
-        self.tools_rule = settings.tools.rule
+        self.windows = Windows.of(settings)
         self._continue_after_what_is_there()
 
     def read(self, now_ms: int) -> Evidence:
         """Derive every stamp from what is visible at an instant, with production's queries and no upper bound."""
         with self.lock:
             snapshot = self._commit(now_ms)
-            stats = self._stats(now_ms)
-            incapable: frozenset[str] = frozenset()
-            if isinstance(self.tools_rule, ToolsWindow):
-                rows = self._run(
-                    "tool_incapable_routes",
-                    since_ms=now_ms - self.tools_rule.window_ms,
-                    until_ms=queries.END_OF_TIME,
-                    min_samples=self.tools_rule.min_samples,
-                )
-                incapable = frozenset(_route_key(row) for row in rows)
+            answers = [self._run(name, **values) for name, values in self.windows.asked(now_ms)]
+            stats, incapable = self.windows.told(answers)
             return Evidence(now_ms, stats, incapable, "ok", snapshot)
 
-    def hot_route(self, session_id: str, now_ms: int) -> str | None:
-        """Route key of the session's latest visible call that succeeded and says who served it."""
+    def read_for(self, now_ms: int, session_id: str) -> tuple[Evidence, Session]:
+        """Derive every stamp, and read a session."""
+        return self.read(now_ms), self.read_session(session_id)
+
+    def read_session(self, session_id: str) -> Session:
+        """Return the owner, the hot route and the totals of a session's visible calls."""
         with self.lock:
-            self._commit(now_ms)
-            rows = self._run("hot_route", session_id=session_id)
-            return rows[0]["route_key"] if rows else None
+            self._commit(self.clock.now_ms())
+            owner, hot, totals = (
+                next(iter(self._run(name, session_id=session_id)), {})
+                for name in ("session_owner", "hot_route", "session_totals")
+            )
+            return session_of(session_id, owner, hot, totals)
 
     def rows(self) -> tuple[tuple[CallRow, ...], tuple[AttemptRow, ...]]:
         """Return the committed calls and attempts, each in the order of their ids."""
@@ -78,28 +69,7 @@ class DuckLedger(QueuedLedger):
             tuple(AttemptRow(**dict(zip(columns(AttemptRow), row, strict=True))) for row in attempts),
         )
 
-    def _stats(self, now_ms: int) -> dict[str, RouteStat]:
-        """Per route, reliability and latency, each from its own window (one query where they are the same)."""
-        reliability = self._route_stats(now_ms - self.reliability_window_ms)
-        if self.latency_window_ms == self.reliability_window_ms:
-            return reliability
-        latency = self._route_stats(now_ms - self.latency_window_ms)
-        nothing = RouteStat(None, None, 0, 0)
-        merged: dict[str, RouteStat] = {}
-        for route_key in sorted(reliability.keys() | latency.keys()):
-            rate, speed = reliability.get(route_key, nothing), latency.get(route_key, nothing)
-            if rate.count or speed.latency_count:
-                merged[route_key] = RouteStat(rate.success_rate, speed.latency_ms, rate.count, speed.latency_count)
-        return merged
-
-    def _route_stats(self, since_ms: int) -> dict[str, RouteStat]:
-        rows = self._run("route_stats", since_ms=since_ms, until_ms=queries.END_OF_TIME)
-        return {
-            _route_key(row): RouteStat(row["success_rate"], row["latency_ms"], row["count"], row["latency_count"])
-            for row in rows
-        }
-
-    def _run(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
+    def _run(self, name: str, **parameters: Any) -> list[Row]:
         query = queries.load(name)
         result = self.connection.execute(query.text, query.bind(**parameters))
         names = [column[0] for column in result.description or ()]
@@ -131,17 +101,3 @@ class DuckLedger(QueuedLedger):
             self._last_ids[row_type] = last_id
             last_txid = max(last_txid, txid)
         self.next_txid = last_txid + 1
-
-
-def _route_key(row: dict[str, Any]) -> str:
-    return f"{row['provider_id']}|{row['model_family']}|{row['served_by']}"
-
-
-def _window_ms(name: str, measure: Measure) -> int:
-    plain = not measure.exclude_kinds and measure.failed_latency_ms is None and measure.zero_latency == "value"
-    if isinstance(measure.rule, Window) and plain:
-        return measure.rule.window_ms
-    raise ReplayError(
-        f"settings.{name} is {measure}; expected a plain window, which is what the shared SQL derives: take the preset "
-        "production-now, or use the in-memory ledger"
-    )

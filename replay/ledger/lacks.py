@@ -47,7 +47,8 @@ def lacks(connection: duckdb.DuckDBPyConnection) -> list[str]:
     calls, attempts = _counts(connection, _CALLS), _counts(connection, _ATTEMPTS)
     offers = _counts(connection, "SELECT count(*) AS n FROM offer_history")["n"]
     prices = _counts(connection, "SELECT count(*) AS n FROM provider_prices")["n"]
-    return [*_of_calls(calls), *_of_attempts(attempts, calls["calls"]), *_of_offers(offers, prices)]
+    found = [*_of_calls(calls), *_of_attempts(attempts, calls["calls"]), *_of_offers(offers, prices)]
+    return [*found, *_of_pulls(connection)]
 
 
 def _counts(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, int]:
@@ -139,3 +140,21 @@ def _of_offers(offers: int, prices: int) -> list[str]:
         return []
     known = "prices from provider_prices" if prices else "no prices, as provider_prices is empty too"
     return [f"no offer_history: the candidates are the routes seen in the ledger, with {known}"]
+
+
+def _of_pulls(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    if not connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'mirror_pulls'").fetchone():
+        return []  # a mirror of before pulls
+    pulls = connection.execute("SELECT target, way, complete FROM mirror_pulls ORDER BY 1").fetchall()
+    stopped = [
+        f"{target} was not pulled to its end, as the last pull was stopped: run it again"
+        for target, _, complete in pulls
+        if not complete
+    ]
+    uncertain = [
+        f"{target} was pulled from a source that does not tell which rows committed late: some may be missing; "
+        "replay verify finds them"
+        for target, way, _ in pulls
+        if way == "overlap"
+    ]
+    return [*stopped, *uncertain]

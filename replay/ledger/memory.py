@@ -7,14 +7,17 @@ it get its id and transaction id, and only then can a decision see it.
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
+from replay.core import Policy
 from replay.errors import ReplayError
 from replay.estimators import Stream, ToolsStream
 from replay.ledger.rows import AttemptRow, CallRow
+from replay.sessions import Session, SessionTotals
 from replay.settings import Measure, Settings
 from replay.stamps import Evidence, RouteStat
 
@@ -49,6 +52,16 @@ class QueuedLedger:
         self._pending: list[tuple[int, int, CallRow | AttemptRow]] = []
         self._recorded = 0
         self._last_ids: dict[type, int] = {CallRow: 0, AttemptRow: 0}
+        self.policies: dict[str, Policy] = {}
+        self.all_settings: dict[str, Settings] = {}
+
+    def record_policy(self, policy: Policy) -> None:
+        """Keep a policy under its identity."""
+        self.policies[policy.identity] = policy
+
+    def record_settings(self, settings: Settings) -> None:
+        """Keep measurement settings under their identity."""
+        self.all_settings[settings.identity] = settings
 
     def record_call(self, row: CallRow) -> None:
         """Take in a call's row; it becomes visible after its write lag."""
@@ -101,7 +114,7 @@ class MemoryLedger(QueuedLedger):
         self.calls: list[CallRow] = []
         self.attempts: list[AttemptRow] = []
         self._routes: dict[str, _Route] = {}
-        self._hot: dict[str, CallRow] = {}
+        self._sessions: dict[str, _Session] = {}
 
     def read(self, now_ms: int) -> Evidence:
         """Derive every stamp from what is visible at an instant."""
@@ -117,12 +130,16 @@ class MemoryLedger(QueuedLedger):
                     incapable.append(route_key)
             return Evidence(now_ms, stats, frozenset(incapable), "ok", snapshot)
 
-    def hot_route(self, session_id: str, now_ms: int) -> str | None:
-        """Route key of the session's latest visible call with status < 400 and a served_by (by ts, then id)."""
+    def read_for(self, now_ms: int, session_id: str) -> tuple[Evidence, Session]:
+        """Derive every stamp, and read a session."""
+        return self.read(now_ms), self.read_session(session_id)
+
+    def read_session(self, session_id: str) -> Session:
+        """Return the owner, the hot route and the totals of a session's visible calls."""
         with self.lock:
-            self._commit(now_ms)
-            call = self._hot.get(session_id)
-            return None if call is None else f"{call.provider_id or ''}|{call.model_family or ''}|{call.served_by}"
+            self._commit(self.clock.now_ms())
+            session = self._sessions.get(session_id)
+            return Session(session_id) if session is None else session.read(session_id)
 
     def rows(self) -> tuple[tuple[CallRow, ...], tuple[AttemptRow, ...]]:
         """Return the committed calls and attempts, each in the order of their ids."""
@@ -131,11 +148,12 @@ class MemoryLedger(QueuedLedger):
 
     def _store_call(self, row: CallRow) -> None:
         self.calls.append(row)
-        if not row.session_id or not row.served_by or row.status is None or row.status >= 400:
+        if not row.session_id:
             return
-        hot = self._hot.get(row.session_id)
-        if hot is None or hot.ts <= row.ts:  # ids ascend, so the later commit wins a tie
-            self._hot[row.session_id] = row
+        session = self._sessions.get(row.session_id)
+        if session is None:
+            session = self._sessions[row.session_id] = _Session(first=row)
+        session.fold(row)
 
     def _store_attempt(self, row: AttemptRow) -> None:
         self.attempts.append(row)
@@ -143,6 +161,36 @@ class MemoryLedger(QueuedLedger):
         if route is None:
             route = self._routes[row.route_key] = _Route(self.settings)
         route.fold(row)
+
+
+@dataclass
+class _Session:
+    """A session's first and latest successful call, and its totals; rows are folded in the order of their ids."""
+
+    first: CallRow
+    hot: CallRow | None = None
+    totals: SessionTotals = field(default_factory=SessionTotals)
+    cost_pico_usd: int = 0  # whole numbers, as in the shared SQL: the same sum in any order
+
+    def fold(self, row: CallRow) -> None:
+        if row.ts < self.first.ts:  # ids ascend, so the earlier commit wins a tie
+            self.first = row
+        succeeded = row.served_by and row.status is not None and row.status < 400
+        if succeeded and (self.hot is None or self.hot.ts <= row.ts):  # and here the later one
+            self.hot = row
+        self.totals = self.totals.plus(row)
+        if row.cost_usd is not None and -1e6 < row.cost_usd < 1e6:
+            self.cost_pico_usd += math.floor(row.cost_usd * 1e12 + 0.5)
+
+    def read(self, session_id: str) -> Session:
+        micro_usd = math.copysign((abs(self.cost_pico_usd) + 500_000) // 1_000_000, self.cost_pico_usd)
+        hot = self.hot
+        return Session(
+            session_id,
+            owner=self.first.caller,
+            hot_route=None if hot is None else f"{hot.provider_id or ''}|{hot.model_family or ''}|{hot.served_by}",
+            totals=replace(self.totals, cost_usd=micro_usd / 1e6),
+        )
 
 
 class _Route:

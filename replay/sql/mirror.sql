@@ -1,6 +1,6 @@
 -- The workbench's DuckDB mirror: production's tables with the same columns and types (see schema.sql),
 -- without what DuckDB has no word for (identity, transaction ids, advisory locks), and the mirror's own
--- two tables at the end. Every statement may be run again.
+-- tables at the end. Every statement may be run again.
 
 CREATE TABLE IF NOT EXISTS calls (
     id                BIGINT PRIMARY KEY,
@@ -141,4 +141,20 @@ CREATE TABLE IF NOT EXISTS mirror_rejects (
     reason        TEXT NOT NULL,
     source        TEXT NOT NULL,            -- the row as read, JSON
     PRIMARY KEY (source_sha256, target, mapping, row_number)
+);
+
+-- What was pulled from PostgreSQL, and how far. An older mirror gets these when it is next written.
+
+CREATE TABLE IF NOT EXISTS mirror_source (
+    database      TEXT NOT NULL,            -- the cluster's system identifier (empty: hidden) / the database's oid
+    pseudonym_key TEXT                      -- the fingerprint of the key of the pseudonyms; null: real names
+);
+
+CREATE TABLE IF NOT EXISTS mirror_pulls (
+    target   TEXT PRIMARY KEY,              -- the table
+    last_id  BIGINT NOT NULL,               -- all rows up to here that the snapshot saw are in the mirror,
+    snapshot TEXT NOT NULL,                 -- pg_current_snapshot() as text,
+    since_ms BIGINT,                        -- of those that ended at this instant or later; null: all
+    way      TEXT NOT NULL,                 -- how late commits are found: txid, row version, overlap or whole
+    complete BOOLEAN NOT NULL               -- false: the last pull stopped before the table's end
 );

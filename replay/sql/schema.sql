@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS calls (
     served_by       text,
     cost_basis      text                    -- reported, computed, subscription or null
 );
+ALTER TABLE calls ADD COLUMN IF NOT EXISTS cost_basis text;          -- the oldest tables lack it
 ALTER TABLE calls ADD COLUMN IF NOT EXISTS decided_at bigint;        -- ms, when the route was chosen
 ALTER TABLE calls ADD COLUMN IF NOT EXISTS evidence_at bigint;       -- ms, the instant passed to the stamping queries
 ALTER TABLE calls ADD COLUMN IF NOT EXISTS request text;             -- JSON: what the core saw
@@ -74,6 +75,8 @@ ALTER TABLE route_observations ADD COLUMN IF NOT EXISTS replica_seq bigint;
 ALTER TABLE route_observations ADD COLUMN IF NOT EXISTS txid bigint;
 ALTER TABLE route_observations ALTER COLUMN txid SET DEFAULT (pg_current_xact_id()::text)::bigint;
 
+-- Plain, by measurement (`replay bench store`): a window holds the newest rows, which are not vacuumed yet, so a covering
+-- index saves no visit to the table there and is three times as large; BRIN reads more of the table for the same rows.
 CREATE INDEX IF NOT EXISTS route_observations_ts_idx ON route_observations (ts);
 CREATE INDEX IF NOT EXISTS route_observations_provider_id_model_family_served_by_ts_idx
     ON route_observations (provider_id, model_family, served_by, ts);
