@@ -1,0 +1,215 @@
+"""One table's pull: its rows in batches, each stored together with how far they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+
+from replay.errors import ReplayError
+from replay.ledger.pseudonyms import COLUMNS, Pseudonyms
+from replay.ledger.pull.source import Source
+from replay.ledger.pull.state import Pulled, pulled, remember
+from replay.ledger.pull.tables import PER_MS, SINCE, SourceTable
+
+Say = Callable[[str, int, int], None]
+"""Told which table is pulled, how many rows have come, and about how many there are."""
+
+_BATCH_BYTES = 32 << 20
+_FIRST_ROWS = 16_384  # until the width of the rows is known
+_LEAST_ROWS = 512
+_NO_ID = -1
+_ROWS = "pulled_rows"
+
+
+@dataclass(frozen=True)
+class TablePull:
+    """What a pull did with one table: rows read, rows that were new or had changed, and how late rows are found.
+
+    `lacking` are the columns the source does not have; `since_ms` is where the mirror's rows begin, None: at the first.
+    """
+
+    name: str
+    read: int
+    stored: int
+    way: str
+    lacking: tuple[str, ...]
+    since_ms: int | None
+
+
+def pull_table(
+    mirror: duckdb.DuckDBPyConnection,
+    source: Source,
+    table: SourceTable,
+    since_ms: int | None,
+    pseudonyms: Pseudonyms | None,
+    batch_rows: int,
+    say: Say,
+) -> TablePull:
+    """Bring one table of the mirror up to the source's snapshot; see `replay.ledger.pull` for what is read."""
+    return _Pull(mirror, source, table, pseudonyms, batch_rows, say).run(since_ms)
+
+
+@contextmanager
+def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Commit at the end of the block, or roll back on any error; DuckDB's own are raised as ReplayError."""
+    connection.execute("BEGIN")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except duckdb.Error as error:
+        _abandon(connection)
+        if isinstance(error, duckdb.InterruptException):
+            raise KeyboardInterrupt from error
+        raise ReplayError(
+            f"The mirror could not be written: {str(error).splitlines()[0]}. What was stored before stays; if the "
+            "disk is full or memory is short, make room, then pull again."
+        ) from error
+    except BaseException:
+        _abandon(connection)
+        raise
+
+
+def _abandon(connection: duckdb.DuckDBPyConnection) -> None:
+    # A failed commit has already rolled back; what the caller must hear is the first error.
+    with suppress(duckdb.Error):
+        connection.execute("ROLLBACK")
+
+
+@dataclass
+class _Pull:
+    mirror: duckdb.DuckDBPyConnection
+    source: Source
+    table: SourceTable
+    pseudonyms: Pseudonyms | None
+    batch_rows: int
+    say: Say
+    read: int = 0
+    stored: int = 0
+    about: int = 0
+
+    def run(self, since_ms: int | None) -> TablePull:
+        before = pulled(self.mirror, self.table.name)
+        if self.table.name not in SINCE:
+            since_ms = None
+        elif since_ms is None and before is not None:
+            since_ms = before.since_ms
+        last_id = before.last_id if before else _NO_ID
+        state = Pulled(last_id, self.source.snapshot, since_ms, self.table.way, complete=True)
+        if self.table.by_id:
+            self._by_id(before, state)
+        else:
+            self._store(self.source.table(self.table.select()), state, self._insert_changed)
+        return TablePull(self.table.name, self.read, self.stored, self.table.way, self.table.lacking, since_ms)
+
+    def _by_id(self, before: Pulled | None, state: Pulled) -> None:
+        kept = "TRUE" if state.since_ms is None else f"NOT {self._ended_before(state.since_ms)}"
+        beyond = kept
+        if before is not None:
+            beyond = f"id > {before.last_id} AND {kept}"
+            # Until all of these are here the mirror goes no further than it did.
+            again = f"id <= {before.last_id} AND {kept} AND ({self._again(before, state)})"
+            self._in_batches(again, self._insert_changed, lambda _: replace(before, complete=False))
+        self.about = self.read + self._span(beyond)
+        # A row of these two never changes; a file may have brought it already.
+        insert = self._insert_new if self.table.name in SINCE else self._insert_changed
+        last_id = self._in_batches(beyond, insert, lambda reached: replace(state, last_id=reached, complete=False))
+        with transaction(self.mirror):
+            remember(self.mirror, self.table.name, state if last_id is None else replace(state, last_id=last_id))
+
+    def _again(self, before: Pulled, state: Pulled) -> str:
+        """Return SQL that holds for the rows up to the last id that the mirror may not have, or not as they are now."""
+        if before.way == "overlap" and self.table.way != "overlap":
+            return "TRUE"  # what was uncertain can be made certain
+        late = self.table.written_since(before, state.snapshot)
+        goes_back = before.since_ms is not None and (state.since_ms is None or state.since_ms < before.since_ms)
+        return f"{late} OR {self._ended_before(before.since_ms or 0)}" if goes_back else late
+
+    def _in_batches(
+        self, where: str, insert: Callable[[pa.Table], str], reached: Callable[[int], Pulled]
+    ) -> int | None:
+        """Store the rows that hold, each batch with how far it `reached`; return the last id, None without any."""
+        last_id = None
+        with closing(self._batches(where)) as batches:
+            for rows in batches:
+                last_id = rows.column("id")[-1].as_py()
+                self._store(rows, reached(last_id), insert)
+        return last_id
+
+    def _ended_before(self, at_ms: int) -> str:
+        column, unit_ms = PER_MS[self.table.name]
+        return f"({column} < {-(-at_ms // unit_ms)})"
+
+    def _span(self, where: str) -> int:
+        """Return how many ids there are to go through, which costs two looks at an index, unlike a count."""
+        ends = f"min(id)::bigint, max(id)::bigint FROM {self.table.name}"
+        first, last = self.source.row(f"SELECT {ends} WHERE {where}")
+        return 0 if first is None else int(last - first + 1)
+
+    def _batches(self, where: str) -> Generator[pa.Table]:
+        """Yield the rows that hold, in the order of ids; the next ones are read while the last are stored."""
+        select = f"{self.table.select()} WHERE {where}"
+
+        def fetch(after: str, rows: int) -> pa.Table:
+            return self.source.table(f"{select} {after} ORDER BY id LIMIT {rows}")
+
+        with ThreadPoolExecutor(1) as reader:
+            limit = min(_FIRST_ROWS, self.batch_rows)
+            coming = reader.submit(fetch, "", limit)
+            try:
+                while (rows := coming.result()).num_rows:
+                    complete = rows.num_rows < limit
+                    fitting = _BATCH_BYTES * rows.num_rows // max(1, rows.nbytes)
+                    limit = min(self.batch_rows, max(_LEAST_ROWS, fitting))
+                    if not complete:
+                        coming = reader.submit(fetch, f"AND id > {rows.column('id')[-1].as_py()}", limit)
+                    yield rows
+                    if complete:
+                        return
+            except BaseException:
+                self.source.cancel()
+                raise
+
+    def _store(self, rows: pa.Table, state: Pulled, insert: Callable[[pa.Table], str]) -> None:
+        self.mirror.register(_ROWS, self._named(rows))
+        try:
+            with transaction(self.mirror):
+                found = self.mirror.execute(insert(rows)).fetchone() if rows.num_rows else None
+                remember(self.mirror, self.table.name, state)
+        finally:
+            self.mirror.unregister(_ROWS)
+        self.read += rows.num_rows
+        self.stored += found[0] if found else 0
+        self.say(self.table.name, self.read, max(self.read, self.about))
+
+    def _named(self, rows: pa.Table) -> pa.Table:
+        if self.pseudonyms is None or self.table.name != "calls":
+            return rows
+        for name in COLUMNS:
+            names = self.pseudonyms.series(pl.Series(rows.column(name)))
+            rows = rows.set_column(rows.schema.get_field_index(name), name, names.to_arrow())
+        return rows
+
+    def _insert_new(self, rows: pa.Table) -> str:
+        """Return SQL that stores the rows whose ids the mirror does not have; only a file can have brought them."""
+        low, high = rows.column("id")[0].as_py(), rows.column("id")[-1].as_py()
+        return (
+            f"INSERT INTO {self.table.name} BY NAME SELECT * FROM {_ROWS} "
+            f"ANTI JOIN (SELECT id FROM {self.table.name} WHERE id BETWEEN {low} AND {high}) USING (id)"
+        )
+
+    def _insert_changed(self, rows: pa.Table) -> str:
+        """Return SQL that stores the rows that the mirror does not have, or has otherwise."""
+        columns = ", ".join(self.table.columns)
+        held = f"SELECT {columns} FROM {self.table.name}"
+        if self.table.by_id and rows.num_rows:
+            held += f" WHERE id BETWEEN {rows.column('id')[0].as_py()} AND {rows.column('id')[-1].as_py()}"
+        return (
+            f"INSERT OR REPLACE INTO {self.table.name} BY NAME "
+            f"(SELECT {columns} FROM {_ROWS} EXCEPT {held}) ORDER BY {', '.join(self.table.key)}"
+        )
