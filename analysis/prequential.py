@@ -14,7 +14,7 @@ Every sum is `math.fsum` over per-row losses: exactly rounded, so no figure depe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -26,6 +26,8 @@ from replay.errors import NotComparableError, ReplayError
 AT_ATTEMPT, AS_READ, START_UNKNOWN, CALL_UNKNOWN = "at the attempt", "as read", "start unknown", "call unknown"
 BRIER, LOG_LOSS, LATENCY = "brier", "log loss", "log latency error"
 METRICS = (BRIER, LOG_LOSS, LATENCY)
+PINBALL = "pinball loss"
+"""Beside `METRICS`, for settings whose latency rule is a quantile."""
 ALL = "all"
 BOTH_STAMPED, OVER_ALL = "both stamped", "all"
 CLIP = 1e-6
@@ -87,16 +89,20 @@ _QUESTIONS: dict[str, tuple[pl.Expr, pl.Expr, pl.Expr]] = {
 }
 
 
-def score(predictions: pl.DataFrame) -> pl.DataFrame:
+def score(predictions: pl.DataFrame, quantiles: Mapping[str, float] | None = None) -> pl.DataFrame:
     """Return the prequential figures of every setting, overall and per route.
 
     In: one row per (setting, attempt) with the columns of `PREDICTIONS_SCHEMA`: `ts_ms` the attempt's end,
-    `start_ms` null where unknown, `p_*` in [0, 1] or null without a stamp, latencies in ms.
+    `start_ms` null where unknown, `p_*` in [0, 1] or null without a stamp, latencies in ms. `quantiles`: for each
+    setting whose latency rule is a quantile, its q.
 
     Out: one row per question, metric, scope ("all" or a route key) and setting, sorted by these:
 
     - `value`: Brier = mean (p − y)²; log loss = mean −ln p̂(y), p̂ clipped to [10⁻⁶, 1 − 10⁻⁶]; log latency error =
       mean |ln predicted − ln actual| over successful attempts whose actual latency is above 0. Null: nothing scored.
+      Pinball loss, for settings in `quantiles` alone: over the same attempts the mean of q·d where d ≥ 0, else of
+      (q − 1)·d, d = ln actual − ln predicted (Koenker and Bassett, "Regression quantiles", Econometrica 46 (1978)).
+      The true quantile minimises it, of ln latency as of latency; at q = ½ it is half the log latency error.
     - `attempts`: scored. `unscored`: asked, but without a usable prediction.
     - `stamped_share`: stamped ÷ asked (for latency: of the successful attempts with a latency).
     - `clipped_share`: of the log loss, the share of scored attempts whose prediction hit the clip.
@@ -110,12 +116,13 @@ def score(predictions: pl.DataFrame) -> pl.DataFrame:
     rows: list[dict[str, Any]] = []
     settings = predictions["setting"].unique().sort().to_list()
     for question in _QUESTIONS:
-        losses = _losses(predictions, question)
+        losses = _losses(predictions, question, quantiles or {})
         for setting in settings:
             mine = losses.filter(pl.col("setting") == setting)
             if mine.is_empty() and question in (START_UNKNOWN, CALL_UNKNOWN):
                 continue
-            rows += [_figure(part, question, m, scope, setting) for scope, part in _scopes(mine) for m in METRICS]
+            metrics = (*METRICS, PINBALL) if setting in (quantiles or {}) else METRICS
+            rows += [_figure(part, question, m, scope, setting) for scope, part in _scopes(mine) for m in metrics]
     return pl.DataFrame(rows, schema=FIGURES_SCHEMA)
 
 
@@ -128,11 +135,13 @@ def differences(
     replicates: int = REPLICATES,
     seed: int = 0,
     interval_routes: int = 20,
+    quantiles: Mapping[str, float] | None = None,
 ) -> pl.DataFrame:
     """Return paired differences between `base_setting` (a) and each other setting (b).
 
     In: as for `score`. `window_ms` is the longest measurement window of the settings compared: the bootstrap's
     blocks are max(1 h, window) long. `interval_routes`: the routes (most attempts first) that may get an interval.
+    `quantiles`: as for `score`; pinball losses are compared where both settings predict the same quantile.
 
     Out: one row per question, metric, `over`, scope and pair. `over` is "both stamped" (only attempts that both
     settings stamped) or, as read, also "all" (an attempt without a stamp counts as the default; latency has no
@@ -151,13 +160,15 @@ def differences(
             )
     bootstrap = {"block_ms": block_length_ms(window_ms), "replicates": replicates, "seed": seed}
     rows: list[dict[str, Any]] = []
+    asked_q = quantiles or {}
     for question in (AT_ATTEMPT, AS_READ):
-        losses = _losses(predictions, question)
+        losses = _losses(predictions, question, asked_q)
         for other in other_settings:
             pairs = _pairs(losses, base_setting, other)
+            alike = base_setting in asked_q and asked_q[base_setting] == asked_q.get(other)
             head = {"question": question, "setting_a": base_setting, "setting_b": other}
             for place, (scope, part) in enumerate(_scopes(pairs)):
-                for metric, over, scored in _paired_metrics(part, question):
+                for metric, over, scored in _paired_metrics(part, question, alike):
                     spread = bootstrap if place <= interval_routes else None
                     rows.append({**head, "scope": scope, **_difference(scored, metric, over, spread)})
     return pl.DataFrame(rows, schema=DIFFERENCES_SCHEMA)
@@ -222,7 +233,7 @@ def _check(predictions: pl.DataFrame) -> None:
             )
 
 
-def _losses(predictions: pl.DataFrame, question: str) -> pl.DataFrame:
+def _losses(predictions: pl.DataFrame, question: str, quantiles: Mapping[str, float]) -> pl.DataFrame:
     """Return one row per attempt that the question can be asked of, with its losses (null: not scored).
 
     The logarithms are taken value by value by Polars, never in vector lanes, so a loss depends on its row alone.
@@ -234,7 +245,9 @@ def _losses(predictions: pl.DataFrame, question: str) -> pl.DataFrame:
     usable = latency.is_finite() & (latency > 0)
     timed = pl.col("ok") & pl.col("latency_ms").is_finite() & (pl.col("latency_ms") > 0)
     timed = timed.fill_null(False)
-    log_error = (latency.log() - pl.col("latency_ms").log()).abs()
+    log_short = pl.col("latency_ms").log() - latency.log()
+    scored = timed & usable.fill_null(False)
+    q = pl.col("setting").replace_strict(dict(quantiles), default=None, return_dtype=pl.Float64)
     frame = predictions.filter(asked).select(
         "setting",
         "attempt_id",
@@ -245,7 +258,8 @@ def _losses(predictions: pl.DataFrame, question: str) -> pl.DataFrame:
         (-of_outcome.clip(CLIP, 1 - CLIP).log()).alias(LOG_LOSS),
         ((p < CLIP) | (p > 1 - CLIP)).alias("clipped"),
         timed.alias("timed"),
-        pl.when(timed & usable.fill_null(False)).then(log_error).alias(LATENCY),
+        pl.when(scored).then(log_short.abs()).alias(LATENCY),
+        pl.when(scored).then(pl.max_horizontal(q * log_short, (q - 1) * log_short)).alias(PINBALL),
     )
     return frame.with_columns(pl.col("route_key").fill_null("")).sort("setting", "attempt_id")
 
@@ -266,9 +280,10 @@ def _mean(column: pl.Series) -> float | None:
 
 def _figure(part: pl.DataFrame, question: str, metric: str, scope: str, setting: str) -> dict[str, Any]:
     """Return one row of `score`."""
-    asked = part.filter(pl.col("timed")) if metric == LATENCY else part
+    of_latency = metric in (LATENCY, PINBALL)
+    asked = part.filter(pl.col("timed")) if of_latency else part
     scored = asked.filter(pl.col(metric).is_not_null())
-    stamped = scored.height if metric == LATENCY else int(asked["stamped"].sum())
+    stamped = scored.height if of_latency else int(asked["stamped"].sum())
     askable = asked.height > 0 and question != CALL_UNKNOWN
     return {
         "question": question,
@@ -294,14 +309,17 @@ def _pairs(losses: pl.DataFrame, setting_a: str, setting_b: str) -> pl.DataFrame
     return a.join(b.drop("route_key", "ts_ms"), on="attempt_id", suffix="_b").sort("attempt_id")
 
 
-def _paired_metrics(pairs: pl.DataFrame, question: str) -> Iterator[tuple[str, str, pl.DataFrame]]:
-    """Yield (metric, over, the attempts it is paired over)."""
+def _paired_metrics(pairs: pl.DataFrame, question: str, alike: bool) -> Iterator[tuple[str, str, pl.DataFrame]]:
+    """Yield (metric, over, the attempts it is paired over); `alike`: both settings predict the same quantile."""
     both = pairs.filter(pl.col("stamped") & pl.col("stamped_b"))
     for metric in (BRIER, LOG_LOSS):
         yield metric, BOTH_STAMPED, both
         if question == AS_READ:
             yield metric, OVER_ALL, pairs
-    yield LATENCY, BOTH_STAMPED, pairs.filter(pl.col(LATENCY).is_not_null() & pl.col(f"{LATENCY}_b").is_not_null())
+    timed = pairs.filter(pl.col(LATENCY).is_not_null() & pl.col(f"{LATENCY}_b").is_not_null())
+    yield LATENCY, BOTH_STAMPED, timed
+    if alike:
+        yield PINBALL, BOTH_STAMPED, timed
 
 
 def _difference(scored: pl.DataFrame, metric: str, over: str, bootstrap: dict[str, int] | None) -> dict[str, Any]:

@@ -1,4 +1,9 @@
-"""Reading an estimator at many instants: one merge of observations and reads owns time, everything else uses it."""
+"""Reading an estimator at many instants: what was seen is what has a smaller key, and tracks keep the state.
+
+The reading is compiled (`replay.kernel.tracks`); `read_many_streaming` and `read_tools_streaming` say the same with
+the streaming forms, one observation and one read at a time. They are the definition, and what the tests hold the
+compiled reading against.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from replay.estimators import Rule, ToolsRule
+from replay.kernel.compiled import compiled
+from replay.kernel.layout import lay_out, sorted_by, tools_values, track_on
+from replay.kernel.tracks import Track, advance, read
 from replay.timeline import Bools, Floats, Ints
 
 
@@ -30,6 +38,52 @@ class Reads:
     group: Ints
 
 
+def read_many(rule: Rule, facts: Facts, values: Floats, reads: Reads) -> tuple[Floats, Ints, Bools]:
+    """Fold `values` and answer every read: estimates (nan: none), observations behind each, and "ever observed".
+
+    >>> from replay.estimators import Window
+    >>> facts = Facts(*(np.array(column) for column in ([5, 3], [1, 1], [10, 11], [0, 0])))
+    >>> reads = Reads(*(np.array(column) for column in ([5, 6], [9, 9], [0, 0])))
+    >>> [answer.tolist() for answer in read_many(Window(100), facts, np.array([1.0, 0.0]), reads)]
+    [[0.0, 0.5], [1, 2], [True, True]]
+    """
+    return _read(rule, facts, values, reads, unasked=np.nan)
+
+
+def read_tools(rule: ToolsRule, facts: Facts, requested: Bools, emitted: Bools, reads: Reads) -> tuple[Bools, Ints]:
+    """Fold tools evidence and answer every read: capable or not, and the requests behind each verdict."""
+    capable, requests, _ = _read(rule, facts, tools_values(requested, emitted), reads, unasked=1.0)
+    return capable > 0, requests
+
+
+def _read(
+    rule: Rule | ToolsRule, facts: Facts, values: Floats, reads: Reads, unasked: float
+) -> tuple[Floats, Ints, Bools]:
+    """Answer group by group, each a process of its own: its state moves only when it is asked, as a stream's does."""
+    estimates = np.full(len(reads.key), unasked)
+    counts = np.zeros(len(reads.key), dtype=np.int64)
+    known = np.zeros(len(reads.key), dtype=np.bool_)
+    groups = int(facts.group.max()) + 1 if len(facts.group) else 0
+    track = track_on(rule, lay_out(facts, groups, facts.group, groups), values)
+    asked = np.flatnonzero((reads.group >= 0) & (reads.group < groups))
+    order = asked[sorted_by(reads.group[asked], reads.key[asked])]
+    estimates[order], counts[order], known[order] = _answer(
+        track, reads.key[order], reads.at_ms[order], reads.group[order]
+    )
+    return estimates, counts, known
+
+
+@compiled
+def _answer(track: Track, key: Ints, at_ms: Ints, group: Ints) -> tuple[Floats, Ints, Bools]:
+    estimates = np.empty(len(key))
+    counts = np.empty(len(key), dtype=np.int64)
+    known = np.empty(len(key), dtype=np.bool_)
+    for row in range(len(key)):
+        advance(track, group[row], key[row], at_ms[row])
+        estimates[row], counts[row], known[row] = read(track, group[row], at_ms[row])
+    return estimates, counts, known
+
+
 def merged(facts: Facts, reads: Reads) -> Iterator[tuple[bool, int]]:
     """Yield (is a read, index) in the order of time: an observation comes before a read iff its key is smaller.
 
@@ -45,16 +99,16 @@ def merged(facts: Facts, reads: Reads) -> Iterator[tuple[bool, int]]:
     keys = facts.key[order].tolist()
     rows = order.tolist()
     done = 0
-    for read in np.argsort(reads.key, kind="stable").tolist():
-        until = reads.key[read]
+    for question in np.argsort(reads.key, kind="stable").tolist():
+        until = reads.key[question]
         while done < len(rows) and keys[done] < until:
             yield False, rows[done]
             done += 1
-        yield True, read
+        yield True, question
 
 
-def read_many(rule: Rule, facts: Facts, values: Floats, reads: Reads) -> tuple[Floats, Ints, Bools]:
-    """Fold `values` and answer every read: estimates (nan: none), observations behind each, and "ever observed"."""
+def read_many_streaming(rule: Rule, facts: Facts, values: Floats, reads: Reads) -> tuple[Floats, Ints, Bools]:
+    """Answer as `read_many`, with the streaming forms: the definition, slowly."""
     streams = {group: rule.start() for group in np.unique(facts.group).tolist()}
     observed = dict.fromkeys(streams, False)
     estimates = np.full(len(reads.key), np.nan)
@@ -75,8 +129,10 @@ def read_many(rule: Rule, facts: Facts, values: Floats, reads: Reads) -> tuple[F
     return estimates, counts, known
 
 
-def read_tools(rule: ToolsRule, facts: Facts, requested: Bools, emitted: Bools, reads: Reads) -> tuple[Bools, Ints]:
-    """Fold tools evidence and answer every read: capable or not, and the requests behind each verdict."""
+def read_tools_streaming(
+    rule: ToolsRule, facts: Facts, requested: Bools, emitted: Bools, reads: Reads
+) -> tuple[Bools, Ints]:
+    """Answer as `read_tools`, with the streaming forms: the definition, slowly."""
     streams = {group: rule.start() for group in np.unique(facts.group).tolist()}
     capable = np.ones(len(reads.key), dtype=np.bool_)
     requests = np.zeros(len(reads.key), dtype=np.int64)

@@ -10,21 +10,19 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from replay.durations import duration_ms, instant_ms
 from replay.errors import ReplayError
-from replay.estimators import Count, Ema, Rule, TimeEma, ToolsNever, ToolsRule, ToolsSticky, ToolsWindow, Window
+from replay.estimators import Rule, ToolsRule, ToolsWindow, Window
+from replay.estimators.named import EXAMPLES, RULES, TOOLS_RULES, name_of, require_meaning
 
 PRESETS = ("production-now", "production-before")
 
 StateIn = Literal["shared", "process"]
-
-_RULES: dict[str, type] = {"window": Window, "count": Count, "ema": Ema, "time_ema": TimeEma}
-_TOOLS_RULES: dict[str, type] = {"window": ToolsWindow, "sticky": ToolsSticky, "never": ToolsNever}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +119,7 @@ class Settings:
         1800000
         """
         rules: tuple[object, ...] = (self.reliability.rule, self.latency.rule, self.tools.rule)
-        return max((rule.window_ms for rule in rules if isinstance(rule, Window | ToolsWindow)), default=0)
+        return max(getattr(rule, "window_ms", None) or 0 for rule in rules)
 
 
 def _plain(value: Any, skip: tuple[str, ...] = ()) -> Any:
@@ -138,14 +136,10 @@ def _plain(value: Any, skip: tuple[str, ...] = ()) -> Any:
             continue
         inner = getattr(value, item.name)
         if item.name == "rule":
-            plain |= {"rule": _rule_name(inner), **_plain(inner)}
+            plain |= {"rule": name_of(inner), **_plain(inner)}
         else:
             plain[item.name] = _plain(inner)
     return plain
-
-
-def _rule_name(rule: object) -> str:
-    return next(name for table in (_RULES, _TOOLS_RULES) for name, kind in table.items() if type(rule) is kind)
 
 
 def from_dict(data: Mapping[str, Any], name: str = "unnamed") -> Settings:
@@ -261,15 +255,13 @@ def _rule(reader: _Reader, rules: Mapping[str, type], default: str) -> Any:
             value: Any = reader.take_duration(key, None)
         else:
             value = reader.number(key) if item.type == "float" else reader.whole(key, None)
-        if value is None:
+        if value is not None:
+            values[item.name] = value
+        elif item.default is MISSING:
             raise ReplayError(
-                f"{reader.path} has rule {name!r} without {key!r}; say {key} = {_EXAMPLES[key]}, for example"
+                f"{reader.path} has rule {name!r} without {key!r}; say {key} = {EXAMPLES[key]}, for example"
             )
-        values[item.name] = value
     return kind(**values)
-
-
-_EXAMPLES = {"window": '"15m"', "n": "20", "alpha": "0.2", "tau": '"10s"', "min_samples": "20", "horizon": '"30m"'}
 
 
 def _measure(outer: _Reader, key: str) -> Measure:
@@ -277,7 +269,7 @@ def _measure(outer: _Reader, key: str) -> Measure:
         return getattr(Settings, key)  # type: ignore[no-any-return]
     reader = outer.table(key)
     measure = Measure(
-        rule=_rule(reader, _RULES, "window"),
+        rule=_rule(reader, RULES, "window"),
         state=reader.choice("state", ("shared", "process"), "shared"),
         exclude_kinds=tuple(sorted({str(kind) for kind in reader.several("exclude_kinds", "error kinds")})),
         when_cold=reader.number("when_cold"),
@@ -286,6 +278,7 @@ def _measure(outer: _Reader, key: str) -> Measure:
         zero_latency=reader.choice("zero_latency", ("value", "unknown"), "value"),
     )
     reader.done()
+    require_meaning(measure.rule, key)
     stands_in = [value for value in (measure.when_cold, measure.when_empty) if value is not None]
     if key == "reliability" and not all(0 <= value <= 1 for value in stands_in):
         raise ReplayError(f"{reader.path} stamps {stands_in} on unmeasured routes; expected success rates from 0 to 1")
@@ -297,7 +290,7 @@ def _tools(outer: _Reader) -> Tools:
         return Settings.tools
     reader = outer.table("tools")
     tools = Tools(
-        rule=_rule(reader, _TOOLS_RULES, "window"),
+        rule=_rule(reader, TOOLS_RULES, "window"),
         state=reader.choice("state", ("shared", "process"), "shared"),
         failed=reader.choice("failed", ("counted", "excluded"), "counted"),
     )

@@ -1,0 +1,357 @@
+"""The compiled core over a timeline: every decision of a setting in one pass, handed out in blocks of calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from replay.core import CLIENT_ERROR_KINDS, Candidate
+from replay.core.health import Health
+from replay.deciding import Decider
+from replay.errors import ReplayError
+from replay.kernel import health as breakers
+from replay.kernel import loop
+from replay.kernel.layout import make_track, sorted_by, tools_values
+from replay.kernel.loop import ASKED, OUT_OF_ORDER, Found, Measures, decide, new_found, new_patterns
+from replay.kernel.population import Population, populate
+from replay.kernel.program import Records
+from replay.kernel.ranking import Work, new_work
+from replay.kernel.requests import NOT_ASKED, Requests
+from replay.kernel.single import random_start
+from replay.kernel.tracks import Track
+from replay.kernel.truth import Stamped, World
+from replay.measuring import Measuring
+from replay.offerbook import OfferBook, Segment, list_prices, repriced
+from replay.pricing import PriceFactors, price_factors
+from replay.readings import Facts
+from replay.settings import Prices, Settings
+from replay.timeline import Bools, Floats, Ints
+
+ROWS_PER_BLOCK = 65_536
+STEP = 16_384
+
+
+Say = Callable[[str, int, int], None]
+
+
+class NotCoveredError(ReplayError):
+    """The compiled core does not do this; the interpreter does."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What came of a run of the calls asked for: `found` has a row for each of `calls`.
+
+    `rejects` are the reject counts as JSON, by the pattern's number.
+    """
+
+    calls: Ints
+    found: Found
+    rejects: list[str]
+
+
+class CompiledCore:
+    """Everything about a timeline's decisions that no setting changes, as arrays."""
+
+    def __init__(self, decider: Decider) -> None:
+        timeline, book = decider.timeline, decider.book
+        self.timeline = timeline
+        self.book = book
+        self.policies = decider.policies
+        self.asked = decider.asked
+        self.requests = Requests()
+        for text in timeline.attempts.provider.values:
+            self.requests.providers.setdefault(text, len(self.requests.providers))
+        for segment in book.segments:
+            for candidate in segment.candidates:
+                self.requests.providers.setdefault(candidate.provider_id, len(self.requests.providers))
+        self.segment = book.numbers_at(timeline.calls.decided_ms)
+        self._numbers: dict[bool, tuple[Ints, Ints]] = {}
+        self._populations: dict[str, Population] = {}
+        self._healths: dict[tuple[object, ...], tuple[Ints, Bools, Bools]] = {}
+        self._numbered(recorded=False)
+        self._numbered(recorded=True)
+        self.asking, self.code = self.requests.layout()
+
+    def decide(
+        self, measuring: Measuring, calls: Ints, say: Say, what: str, *, recorded_policy: bool = False
+    ) -> Iterator[Block]:
+        """Decide some calls (in order) under one setting; raises NotCoveredError before or while it goes.
+
+        `say` is told `what` is being done.
+        """
+        settings = measuring.settings
+        if settings.prices.mode == "measured":
+            raise NotCoveredError("prices that are measured change with every call; the interpreter decides with them")
+        measures, stamped = self._measures(measuring)
+        order = _order(measuring, calls, measures)
+        population = self._population(settings.prices)
+        asked, opened, disabled = self._asked(measuring, calls, recorded_policy)
+        world = World(self.code, population, self.asking, opened, disabled)
+        say(what if compiled_before() else f"{what} (compiling, once)", 0, len(calls))
+        for block in self._blocks(calls, order, asked, measures, world, stamped):
+            yield block
+            say(what, int(np.searchsorted(calls, block.calls[-1])), len(calls))
+
+    def _blocks(
+        self, calls: Ints, order: Ints, asked: Records, measures: Measures, world: World, stamped: Stamped
+    ) -> Iterator[Block]:
+        """Run the pass step by step; a block is handed out once all its calls are decided, whatever their order."""
+        work: Work = new_work(world.population.widest, self.code, len(self.asking.request))
+        reasons = [reason for reason, _ in sorted(self.requests.names.reasons.items(), key=lambda pair: pair[1])]
+        patterns, verdicts = new_patterns(len(reasons)), np.zeros(1, dtype=np.int64)
+        texts: list[str] = []
+        # Before position i, everything below open_from[i] is decided.
+        open_from = np.append(np.minimum.accumulate(order[::-1])[::-1], len(calls))
+        base, found, position = 0, new_found(ROWS_PER_BLOCK + STEP), 0
+        while position < len(order):
+            end = min(position + STEP, len(order))
+            found = _room(found, int(order[position:end].max()) + 1 - base)
+            while position < end:
+                at = decide(
+                    order, position, end, base, asked, measures, verdicts, world, stamped, work, patterns, found
+                )
+                if at == OUT_OF_ORDER:
+                    raise NotCoveredError(
+                        "a fold on shared evidence beside state in processes, with decisions that overlap; "
+                        "the interpreter decides it"
+                    )
+                if at < 0:
+                    position = -at - 3
+                    patterns = new_patterns(len(reasons), 4 * len(patterns.counts), patterns)
+                else:
+                    position = at
+            while base + ROWS_PER_BLOCK <= open_from[position]:
+                texts += _texts(patterns.counts[len(texts) : patterns.used[0]], reasons)
+                ready, found = _split(found, ROWS_PER_BLOCK)
+                yield Block(calls[base : base + ROWS_PER_BLOCK], ready, texts)
+                base += ROWS_PER_BLOCK
+        texts += _texts(patterns.counts[len(texts) : patterns.used[0]], reasons)
+        if base < len(calls):
+            yield Block(calls[base:], _split(found, len(calls) - base)[0], texts)
+
+    # What decisions are made from
+
+    def _numbered(self, recorded: bool) -> tuple[Ints, Ints]:
+        """Return every call's request by number, and the hot route it names (-1: none, or nothing reads it)."""
+        if recorded not in self._numbers:
+            policy_of, policies = self.policies.numbered(recorded=recorded)
+            pairs = policy_of * len(self.asked.distinct) + self.asked.codes
+            distinct, inverse = np.unique(pairs, return_inverse=True)
+            request, hot = np.empty(len(distinct), dtype=np.int64), np.full(len(distinct), -1, dtype=np.int64)
+            for place, pair in enumerate(distinct.tolist()):
+                policy, asked = (
+                    policies[pair // len(self.asked.distinct)],
+                    self.asked.distinct[pair % len(self.asked.distinct)],
+                )
+                request[place] = NOT_ASKED
+                if policy is not None and asked.request is not None:
+                    request[place] = self.requests.number(policy, asked.request, asked.credits)
+                    if asked.hot_route is not None and "cache_hot" in policy.schema.fields:
+                        hot[place] = self.requests.names.text(asked.hot_route)
+            self._numbers[recorded] = request[inverse], hot[inverse]
+        return self._numbers[recorded]
+
+    def _asked(self, measuring: Measuring, calls: Ints, recorded: bool) -> tuple[Records, Bools, Bools]:
+        request, hot = self._numbered(recorded)
+        health, opened, disabled = self._health(measuring)
+        axis = self.timeline.calls
+        first = axis.first_attempt[calls]
+        actual = axis.route[calls]
+        if len(self.timeline.attempts):
+            actual = np.where(first >= 0, self.timeline.attempts.route[np.maximum(first, 0)], actual)
+        seeds = np.array([random_start(asked.seed) for asked in self.asked.distinct], dtype=np.int64)
+        asked = np.zeros(len(calls), dtype=ASKED)
+        columns: dict[str, np.ndarray[tuple[int], np.dtype[Any]]] = {
+            "request": request[calls],
+            "segment": self.segment[calls],
+            "shared_key": measuring.evidence_key[calls],
+            "shared_ms": measuring.evidence_ms[calls],
+            "own_key": measuring.own_call_key()[calls],
+            "own_ms": axis.decided_ms[calls],
+            "process": measuring.call_process[calls],
+            "mute": measuring.mute[calls],
+            "health": health[calls],
+            "hot": hot[calls],
+            "seed": seeds[self.asked.codes[calls]],
+            "actual": actual,
+        }
+        for name, values in columns.items():
+            asked[name] = values
+        return asked, opened, disabled
+
+    def _population(self, prices: Prices) -> Population:
+        key = json.dumps([prices.mode, prices.at_ms, sorted(prices.scale.items())])
+        if key not in self._populations:
+            segments = priced(self.book, price_factors(self.timeline, self.book, prices))
+            self._populations[key] = populate(
+                segments, self.timeline.routes, self.requests.providers, self.requests.names
+            )
+        return self._populations[key]
+
+    def _measures(self, measuring: Measuring) -> tuple[Measures, Stamped]:
+        settings = measuring.settings
+        stride = len(self.timeline.routes) + 1  # the last slot of a process is that of no route
+        own = np.array([one.state == "process" for one in (settings.reliability, settings.latency, settings.tools)])
+        slots = stride * (measuring.process_count if own.any() else 1)
+
+        def track(rule: object, state: str, which: Ints, values: Floats) -> Track:
+            facts, process = measuring.facts(which, state), np.zeros(len(which), dtype=np.int64)
+            if state == "process":
+                process = measuring.attempt_process[which]
+            group = process * stride + self.timeline.attempts.route[which]
+            laid = Facts(facts.key, facts.at_ms, facts.identity, group)
+            processes = measuring.process_count if state == "process" else 1
+            return make_track(rule, laid, values, slots, process, processes)  # type: ignore[arg-type]
+
+        rates, latencies, evidence = measuring.successes(), measuring.latencies(), measuring.tools_evidence()
+        values = tools_values(
+            self.timeline.attempts.tools_requested[evidence], self.timeline.attempts.tools_emitted[evidence]
+        )
+        measures = Measures(
+            rate=track(settings.reliability.rule, settings.reliability.state, *rates),
+            latency=track(settings.latency.rule, settings.latency.state, *latencies),
+            tools=track(settings.tools.rule, settings.tools.state, evidence, values),
+            own=own,
+            stride=stride,
+            cold=_stands_in(settings, "when_cold"),
+            empty=_stands_in(settings, "when_empty"),
+        )
+        latency = measures.cold[1]
+        cold = np.rint(latency) if abs(latency) < 2.0**52 else np.nan
+        return measures, Stamped(np.full(slots, measures.cold[0]), np.full(slots, cold), np.ones(slots, dtype=np.bool_))
+
+    # Breakers
+
+    def _health(self, measuring: Measuring) -> tuple[Ints, Bools, Bools]:
+        """Return the state that every call met, and which providers are open and disabled in each."""
+        one = measuring.settings
+        key = (one.replicas, one.restarts, one.seed, one.honour_open_breaker_ms)
+        if key not in self._healths:
+            calls, ends = self.timeline.calls, self._ends(measuring)
+            order = sorted_by(measuring.call_process, measuring.own_call_key(), calls.id)
+            rankings = breakers.Rankings(
+                measuring.call_process[order], measuring.own_call_key()[order], calls.decided_ms[order]
+            )
+            usual = Health()
+            limits = breakers.Limits(
+                usual.threshold, float(usual.open_ms), float(usual.disable_ms), one.honour_open_breaker_ms
+            )
+            numbers, opened, disabled = breakers.fold(rankings, ends, len(self.requests.providers), limits)
+            states = np.empty(len(calls), dtype=np.int64)
+            states[order] = numbers
+            self._healths[key] = states, opened, disabled
+        return self._healths[key]
+
+    def _ends(self, measuring: Measuring) -> breakers.Ends:
+        attempts = self.timeline.attempts
+        key = attempts.replica_seq if measuring.order == "sequence" else attempts.ts_ms
+        order = sorted_by(measuring.attempt_process, key, attempts.id)
+        kinds = [*attempts.error_kind.values, None]  # -1, no kind, is the last
+        policy_of, policies = self.policies.numbered(in_force=True)
+        policies = [*policies, self.policies.given]  # of an attempt without a call
+        actions = [[None if policy is None else policy.action(kind) for kind in kinds] for policy in policies]
+        disables = np.array([[one is not None and one.action == "disable_provider" for one in row] for row in actions])
+        asked_ms = np.array(
+            [
+                [np.nan if one is None or one.open_breaker_ms is None else float(one.open_breaker_ms) for one in row]
+                for row in actions
+            ]
+        )
+        lone = len(policies) - 1
+        policy = np.append(policy_of, lone)[attempts.call]  # -1, no call, is the last
+        provider = np.array([self.requests.providers[name] for name in attempts.provider.values], dtype=np.int64)
+        client = np.array([kind in CLIENT_ERROR_KINDS for kind in kinds], dtype=np.bool_)
+        kind_of = attempts.error_kind.codes
+        return breakers.Ends(
+            process=measuring.attempt_process[order],
+            key=key[order],
+            at_ms=attempts.ts_ms[order],
+            provider=provider[attempts.provider.codes][order] if len(order) else np.empty(0, dtype=np.int64),
+            ok=attempts.ok[order],
+            client=client[kind_of][order],
+            disables=disables[policy, kind_of][order],
+            asked_ms=asked_ms[policy, kind_of][order],
+        )
+
+
+def compiled_before() -> bool:
+    """Say whether the pass need not be compiled first: it was in this process, or an earlier one left it on disk."""
+    dispatcher: Any = decide
+    if dispatcher.signatures:
+        return True
+    return any(Path(dispatcher.stats.cache_path or ".").glob(f"{Path(loop.__file__).stem}.decide-*.nbi"))
+
+
+def priced(book: OfferBook, factors: PriceFactors) -> list[Segment]:
+    """Return the book's segments at other prices that do not change with time; each offer is repriced once."""
+    if factors.recorded:
+        return book.segments
+    made: dict[tuple[int, float | None], Candidate] = {}
+    segments = []
+    for segment in book.segments:
+        candidates = []
+        for place, candidate in enumerate(segment.candidates):
+            key = (id(candidate), segment.cached_prices[place])
+            if key not in made:
+                prices = factors.prices(0, candidate, list_prices(segment, place))
+                made[key] = candidate if prices is None else repriced(candidate, *prices)
+            candidates.append(made[key])
+        segments.append(replace(segment, candidates=tuple(candidates)))
+    return segments
+
+
+def _order(measuring: Measuring, calls: Ints, measures: Measures) -> Ints:
+    """Return the order of decisions in which all evidence only comes in, as positions among the calls.
+
+    Shared evidence goes by the reader's key, a process's own by its own numbering. Where both are read, each process
+    keeps its own order, at the highest shared key it has reached: windows on shared evidence can step back.
+    """
+    own_key, decided_ms = measuring.own_call_key()[calls], measuring.timeline.calls.decided_ms[calls]
+    shared = measuring.evidence_key[calls] if not measures.own.all() else decided_ms
+    identity = measuring.timeline.calls.id[calls]
+    if not measures.own.any():
+        return np.lexsort((identity, decided_ms, shared)).astype(np.int64)
+    process = measuring.call_process[calls]
+    by_own = np.lexsort((identity, own_key, process))
+    reached = np.empty(len(calls), dtype=np.int64)
+    for one in np.unique(process):
+        mine = by_own[process[by_own] == one]
+        reached[mine] = np.maximum.accumulate(shared[mine])
+    return np.lexsort((identity, own_key, reached)).astype(np.int64)
+
+
+def _stands_in(settings: Settings, name: str) -> Floats:
+    values = [getattr(one, name) for one in (settings.reliability, settings.latency)]
+    return np.array([*(np.nan if value is None else value for value in values), np.nan])
+
+
+def _room(found: Found, rows: int) -> Found:
+    """Return the same with room for more rows."""
+    if rows <= len(found.decided):
+        return found
+    larger = new_found(max(rows, 2 * len(found.decided)))
+    for old, new in zip(found, larger, strict=True):
+        new[: len(old)] = old
+    return larger
+
+
+def _split(found: Found, rows: int) -> tuple[Found, Found]:
+    """Return the first rows, and the rest with the same room as before."""
+    rest = new_found(len(found.decided))
+    for old, new in zip(found, rest, strict=True):
+        new[: len(old) - rows] = old[rows:]
+    return Found(*(column[:rows] for column in found)), rest
+
+
+def _texts(counts: object, reasons: list[str]) -> list[str]:
+    rows = np.asarray(counts).tolist()
+    return [
+        json.dumps({reasons[number]: count for number, count in enumerate(row) if count}, sort_keys=True)
+        for row in rows
+    ]

@@ -1,0 +1,325 @@
+"""All decisions in one compiled pass: evidence is taken in, aged and forgotten as decisions come, never laid out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replay.kernel.compiled import compiled, inner, without_arrays
+from replay.kernel.program import Records
+from replay.kernel.ranking import Work, rank
+from replay.kernel.tracks import Track, advance, read
+from replay.kernel.truth import Moment, Stamped, World, can_tools
+
+SHOWN = 3
+"""Places of a plan that are kept."""
+
+PATTERNS_FULL = -1
+"""Returned instead of a position: the table of reject counts must grow first."""
+
+OUT_OF_ORDER = -2
+"""Returned instead of a position: a fold was asked to go back, which this pass cannot do."""
+
+
+ASKED = np.dtype(
+    [
+        *((name, "i8") for name in ("shared_key", "shared_ms", "own_key", "own_ms", "seed")),
+        ("request", "i4"),  # -1: cannot be decided
+        ("segment", "i4"),
+        ("process", "i4"),
+        ("health", "i4"),
+        ("hot", "i4"),
+        ("actual", "i4"),  # the recorded route
+        ("mute", "i4"),
+    ],
+    align=True,
+)
+"""What a decision is asked with."""
+
+
+Ints = NDArray[np.int64]
+
+
+class Measures(NamedTuple):
+    """The three measures of a setting: their tracks, whose state they read, and what stands in for no estimate."""
+
+    rate: Track
+    latency: Track
+    tools: Track
+    own: NDArray[np.bool_]  # (3,): state in the process
+    stride: int  # slots of one process
+    cold: NDArray[np.float64]  # (3,): nan where nothing stands in
+    empty: NDArray[np.float64]
+
+
+DECIDED = np.dtype(
+    [
+        ("hash", "u8"),
+        ("best", "f8"),
+        ("length", "i4"),
+        ("rejected", "i4"),
+        ("pattern", "i4"),
+        ("chosen", "i4"),
+        ("ranked", "i4"),
+        ("out", "i4"),
+    ],
+    align=True,
+)
+STOOD = np.dtype(
+    [
+        *((name, "f8") for name in ("score", "rate", "latency_ms", "price_in", "price_out")),
+        ("place", "i4"),
+        ("tools", "i4"),
+    ],
+    align=True,
+)
+
+
+class Found(NamedTuple):
+    """What came of decisions, a row each.
+
+    `decided`: the plan's `length` (-1: undecided), how many were `rejected` and the `pattern` of their reasons, the
+    first place of the plan whose provider is not disabled (`chosen`) with its score (`best`), whether the recorded
+    route is `ranked`, whether its provider is disabled (`out`), the order's hash. `stood`: columns 0 to 2 are the
+    plan's first three, 3 is the recorded route; `place` is relative to the segment, -1: none; nan is no score, no
+    stamp, no price. Of several places of one route, a ranked one counts.
+    """
+
+    decided: Records
+    stood: Records  # (rows, 4)
+
+
+class Patterns(NamedTuple):
+    """Reject counts met so far: row i of `counts` says how many were rejected for each reason; row 0 is none."""
+
+    counts: NDArray[np.int32]
+    bucket: NDArray[np.int32]  # open addressing, -1 is free
+    used: NDArray[np.int64]  # (1,)
+    scratch: NDArray[np.int32]
+
+
+def new_found(rows: int) -> Found:
+    """Allocate what comes of some decisions."""
+    found = Found(np.zeros(rows, dtype=DECIDED), np.zeros((rows, SHOWN + 1), dtype=STOOD))
+    for name in ("length", "chosen"):
+        found.decided[name] = -1
+    for name in ("score", "rate", "latency_ms", "price_in", "price_out"):
+        found.stood[name] = np.nan
+    found.stood["place"] = -1
+    return found
+
+
+def new_patterns(reasons: int, size: int = 1024, old: Patterns | None = None) -> Patterns:
+    """Allocate a table of reject counts, with all of an older one in it."""
+    made = Patterns(
+        np.zeros((size, reasons), dtype=np.int32),
+        np.full(4 * size, -1, dtype=np.int32),
+        np.zeros(1, dtype=np.int64),
+        np.zeros(reasons, dtype=np.int32),
+    )
+    for row in [made.scratch.copy()] if old is None else old.counts[: old.used[0]]:
+        made.scratch[:] = row
+        _number(made)
+    return made
+
+
+@compiled
+def _number(patterns: Patterns) -> int:
+    """Return the number of the counts in scratch, new ones' too; PATTERNS_FULL where there is no room."""
+    word = np.uint64(14695981039346656037)  # FNV-1a, over the counts
+    for reason in range(len(patterns.scratch)):
+        word = (word ^ np.uint64(patterns.scratch[reason])) * np.uint64(1099511628211)
+    size = len(patterns.bucket)
+    place: Any = np.int64(word % np.uint64(size))
+    while patterns.bucket[place] >= 0:
+        row = patterns.bucket[place]
+        same = True
+        for reason in range(len(patterns.scratch)):
+            same &= patterns.counts[row, reason] == patterns.scratch[reason]
+        if same:
+            return int(row)
+        place = (place + 1) % size
+    row = patterns.used[0]
+    if row == len(patterns.counts):
+        return PATTERNS_FULL
+    patterns.bucket[place] = row
+    patterns.used[0] = row + 1
+    for reason in range(len(patterns.scratch)):
+        patterns.counts[row, reason] = patterns.scratch[reason]
+    return int(row)
+
+
+@without_arrays
+def decide(
+    order: Ints,
+    begin: int,
+    end: int,
+    base: int,
+    asked: Records,
+    measures: Measures,
+    verdicts: Ints,
+    world: World,
+    stamped: Stamped,
+    work: Work,
+    patterns: Patterns,
+    found: Found,
+) -> int:
+    """Decide `asked[order[begin:end]]`; row `number - base` of `found` takes what comes of each.
+
+    Returns `end`; or, where it must stop before a decision, -(position) - 3 with the table of patterns full, and
+    OUT_OF_ORDER where a fold would have to go back.
+    """
+    start = world.population.start
+    for position in range(begin, end):
+        number = order[position]
+        one = asked[number]
+        if not _measure(one, measures, verdicts, stamped):
+            return OUT_OF_ORDER
+        if one.request < 0:
+            found.decided[number - base].length = -1
+            continue
+        segment = int(one.segment)
+        own = one.process * measures.stride
+        shared = -1 if one.mute != 0 else 0
+        at = Moment(
+            start[segment],
+            start[segment + 1] - start[segment],
+            int(one.request),
+            own if measures.own[0] else shared,
+            own if measures.own[1] else shared,
+            own if measures.own[2] else shared,
+            int(one.health),
+            int(one.hot),
+        )
+        row = int(one.request % len(work.entry))
+        if rank(row, segment, verdicts[0], one.seed, world, stamped, work, at):
+            pattern = _rejects(row, work, patterns, at)
+            if pattern < 0:
+                work.entry[row].segment = 0  # decide it anew, with room in the table
+                return -position - 3
+            work.entry[row].pattern = pattern
+        _note(row, number - base, int(one.actual), world, stamped, work, patterns, found, at)
+    return int(end)
+
+
+@inner
+def _measure(one: Any, measures: Measures, verdicts: Ints, stamped: Stamped) -> bool:
+    """Bring every measure to what this decision could see."""
+    process = int(one.process)
+    shared_key, shared_ms, own_key, own_ms = one.shared_key, one.shared_ms, one.own_key, one.own_ms
+
+    track, own = measures.rate, measures.own[0]
+    at_ms = own_ms if own else shared_ms
+    touched = advance(track, process if own else 0, own_key if own else shared_key, at_ms)
+    if touched < 0:
+        return False
+    for number in range(touched):
+        slot = track.dirty[number]
+        value, _, known = read(track, slot, at_ms)
+        if value != value:
+            value = measures.empty[0] if known else measures.cold[0]
+        stamped.rate[slot] = value
+
+    track, own = measures.latency, measures.own[1]
+    at_ms = own_ms if own else shared_ms
+    touched = advance(track, process if own else 0, own_key if own else shared_key, at_ms)
+    if touched < 0:
+        return False
+    for number in range(touched):
+        slot = track.dirty[number]
+        value, _, known = read(track, slot, at_ms)
+        if value != value:
+            value = measures.empty[1] if known else measures.cold[1]
+        stamped.latency_ms[slot] = np.rint(value) if abs(value) < 2.0**52 else math.nan
+
+    track, own = measures.tools, measures.own[2]
+    at_ms = own_ms if own else shared_ms
+    touched = advance(track, process if own else 0, own_key if own else shared_key, at_ms)
+    if touched < 0:
+        return False
+    for number in range(touched):
+        slot = track.dirty[number]
+        value, _, _ = read(track, slot, at_ms)
+        capable = value > 0.0
+        if stamped.capable[slot] != capable:
+            stamped.capable[slot] = capable
+            verdicts[0] += 1
+    return True
+
+
+@inner
+def _rejects(row: int, work: Work, patterns: Patterns, at: Moment) -> int:
+    for reason in range(len(patterns.scratch)):
+        patterns.scratch[reason] = 0
+    for k in range(at.width):
+        patterns.scratch[work.cell[row, k].reason] += 1
+    patterns.scratch[0] = 0
+    return int(_number(patterns))
+
+
+@inner
+def _note(
+    row: int,
+    out: int,
+    actual: int,
+    world: World,
+    stamped: Stamped,
+    work: Work,
+    patterns: Patterns,
+    found: Found,
+    at: Moment,
+) -> None:
+    """Write down what came of a decision."""
+    entry, cell, place = work.entry[row], work.cell[row], world.population.place
+    decided = found.decided[out]
+    decided.length, decided.pattern, decided.hash, decided.ranked = entry.length, entry.pattern, entry.hash, 0
+    rejected = 0
+    for reason in range(patterns.counts.shape[1]):
+        rejected += patterns.counts[entry.pattern, reason]
+    decided.rejected = rejected
+    decided.chosen, decided.best = -1, math.nan
+    for k in range(entry.length):
+        if not world.disabled[at.health, place[at.first + cell[k].ranked].dense]:
+            decided.chosen, decided.best = cell[k].ranked, work.score[row, k]
+            break
+    here, rank_here = _recorded(row, actual, world, work, at)
+    decided.out = 0
+    for shown in range(SHOWN + 1):
+        which = here if shown == SHOWN else (int(cell[shown].ranked) if shown < entry.length else -1)
+        stood = found.stood[out, shown]
+        stood.place = which
+        if which < 0:
+            continue
+        where = at.first + which
+        route = place[where].route
+        stood.rate = stamped.rate[at.rate_base + route] if at.rate_base >= 0 else math.nan
+        stood.latency_ms = stamped.latency_ms[at.latency_base + route] if at.latency_base >= 0 else math.nan
+        stood.price_in, stood.price_out = place[where].price_in, place[where].price_out
+        stood.tools = can_tools(where, world.population, stamped, at)
+        if shown < SHOWN:
+            stood.score = work.score[row, shown]
+            continue
+        decided.out = world.disabled[at.health, place[where].dense]
+        if rank_here >= 0:
+            stood.score, decided.ranked = work.score[row, rank_here], 1
+
+
+@inner
+def _recorded(row: int, actual: int, world: World, work: Work, at: Moment) -> tuple[int, int]:
+    """Return the recorded route's place, a ranked one if there is, and its rank; -1: none."""
+    here, rank_here = -1, -1
+    if actual < 0:
+        return here, rank_here
+    place, cell, length = world.population.place, work.cell[row], work.entry[row].length
+    for k in range(at.width):
+        if place[at.first + k].route != actual:
+            continue
+        if here < 0:
+            here = k
+        for ranked in range(length):
+            if cell[ranked].ranked == k:
+                return k, int(ranked)
+    return here, rank_here

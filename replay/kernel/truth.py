@@ -1,0 +1,207 @@
+"""Fields and predicates over all candidates of a moment, compiled."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replay.core import CORE_SCHEMA
+from replay.kernel import program as p
+from replay.kernel.compiled import inner
+from replay.kernel.population import NO_SCOPE, Population
+from replay.kernel.program import Code
+from replay.kernel.requests import NO_LOG, NOT_ASKED, TEE_REQUIRED, Asking
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Numbers = NDArray[np.int32]
+
+NO_CREDITS = float(CORE_SCHEMA.fields["credits"].default)
+
+
+class Stamped(NamedTuple):
+    """What is measured at present, per slot (a route, or a route in a process): nan is no stamp."""
+
+    rate: NDArray[np.float64]
+    latency_ms: NDArray[np.float64]
+    capable: NDArray[np.bool_]
+
+
+class Moment(NamedTuple):
+    """One decision's place in all tables. `…_base` is the first slot of whose state is read, -1: nothing is known."""
+
+    first: int  # place of the first candidate
+    width: int  # candidates
+    request: int
+    rate_base: int
+    latency_base: int
+    tools_base: int
+    health: int
+    hot: int
+
+
+class World(NamedTuple):
+    """All that decisions are made from and no decision changes."""
+
+    code: Code
+    population: Population
+    asking: Asking
+    open: NDArray[np.bool_]  # per health state and provider
+    disabled: NDArray[np.bool_]
+
+
+@inner
+def read_field(
+    out: Floats, places: Numbers, count: int, source: int, column: int, world: World, stamped: Stamped, at: Moment
+) -> None:
+    """Put a field of some places (relative to the segment) into `out`, absent values as their defaults."""
+    place, values = world.population.place, world.population.column
+    if source == p.COLUMN:
+        for k in range(count):
+            out[k] = values[column, at.first + places[k]]
+    elif source == p.FROM_RATE:
+        for k in range(count):
+            rate = math.nan
+            if at.rate_base >= 0:
+                rate = stamped.rate[at.rate_base + place[at.first + places[k]].route]
+            out[k] = 1.0 if rate != rate else rate
+    elif source == p.FROM_LATENCY:
+        for k in range(count):
+            latency = math.nan
+            if at.latency_base >= 0:
+                latency = stamped.latency_ms[at.latency_base + place[at.first + places[k]].route]
+            out[k] = math.inf if latency != latency else latency
+    elif source == p.FROM_OPEN:
+        for k in range(count):
+            out[k] = 1.0 if world.open[at.health, place[at.first + places[k]].dense] else 0.0
+    elif source == p.FROM_DISABLED:
+        for k in range(count):
+            out[k] = 1.0 if world.disabled[at.health, place[at.first + places[k]].dense] else 0.0
+    elif source == p.FROM_CREDITS:
+        known = world.asking.credits.shape[1]
+        for k in range(count):
+            provider = place[at.first + places[k]].dense
+            credits = world.asking.credits[at.request, provider] if provider < known else math.nan
+            out[k] = NO_CREDITS if credits != credits else credits
+    else:
+        for k in range(count):
+            where = at.first + places[k]
+            out[k] = 1.0 if place[where].key == at.hot else values[column, where]
+
+
+@inner
+def can_tools(where: int, population: Population, stamped: Stamped, at: Moment) -> bool:
+    """Say whether a place supports tools: as offered, less a marketplace route's measured verdict."""
+    if population.column[p.SUPPORTS_TOOLS, where] == 0.0:
+        return False
+    if at.tools_base < 0 or population.place[where].market == 0:
+        return True
+    return bool(stamped.capable[at.tools_base + population.place[where].route])
+
+
+@inner
+def meets(where: int, world: World, stamped: Stamped, at: Moment) -> int:
+    """Return why a place does not meet the request's requirements, 0 if it does; the first failure wins."""
+    asked, column, need = world.asking.request[at.request], world.population.column, world.asking.need
+    for number in range(need.shape[1]):
+        needed = need[at.request, number].column
+        if needed == NOT_ASKED:
+            break
+        if needed == p.SUPPORTS_TOOLS:
+            has = can_tools(where, world.population, stamped, at)
+        else:
+            has = column[needed, where] != 0.0
+        if not has:
+            return int(need[at.request, number].reason)
+    if column[p.CONTEXT, where] < asked.min_context:
+        return p.TOO_SHORT
+    place = world.population.place[where]
+    if asked.family != NOT_ASKED and place.family != asked.family:
+        return p.OTHER_FAMILY
+    if asked.tier != NOT_ASKED and place.tier != asked.tier:
+        return p.OTHER_TIER
+    has_tee = column[p.HAS_TEE, where] != 0.0
+    if asked.privacy == TEE_REQUIRED and not has_tee:
+        return p.NO_TEE
+    if asked.privacy == NO_LOG and not (has_tee or column[p.LOGS_NOTHING, where] != 0.0):
+        return p.LOGS
+    if column[p.TOK_S, where] < asked.min_tok_s:
+        return p.TOO_SLOW
+    return 0
+
+
+@inner
+def compare(out: Bools, values: Floats, count: int, relation: int, bound: float) -> None:
+    """Compare each value with a bound."""
+    if relation == 0:
+        for k in range(count):
+            out[k] = values[k] < bound
+    elif relation == 1:
+        for k in range(count):
+            out[k] = values[k] <= bound
+    elif relation == 2:
+        for k in range(count):
+            out[k] = values[k] == bound
+    elif relation == 3:
+        for k in range(count):
+            out[k] = values[k] != bound
+    elif relation == 4:
+        for k in range(count):
+            out[k] = values[k] >= bound
+    else:
+        for k in range(count):
+            out[k] = values[k] > bound
+
+
+@inner
+def identity(place: Any, which: int) -> Any:
+    """Return the number of a place's provider, family, server or tier."""
+    if which == 0:
+        return place.provider
+    if which == 1:
+        return place.family
+    return place.served_by if which == 2 else place.tier
+
+
+@inner
+def truth(
+    piece: int, stack: Bools, everyone: Numbers, values: Floats, world: World, stamped: Stamped, at: Moment
+) -> None:
+    """Evaluate a Pred for all candidates of a moment; the truth stands in the first row of `stack`."""
+    place, top = world.population.place, -1
+    for number in range(world.code.piece[piece].lo, world.code.piece[piece].hi):
+        step = world.code.step[number]
+        if step.op == p.NOT:
+            for k in range(at.width):
+                stack[top, k] = not stack[top, k]
+            continue
+        if step.op == p.AND or step.op == p.OR:
+            top -= 1
+            for k in range(at.width):
+                both = stack[top, k] and stack[top + 1, k]
+                stack[top, k] = both if step.op == p.AND else (stack[top, k] or stack[top + 1, k])
+            continue
+        top += 1
+        if step.op == p.COMPARE or step.op == p.IS:
+            read_field(values, everyone, at.width, int(step.a), int(step.b), world, stamped, at)
+            compare(stack[top], values, at.width, int(step.y) if step.op == p.COMPARE else 3, step.x)
+        elif step.op == p.IDENTITY:
+            for k in range(at.width):
+                stack[top, k] = identity(place[at.first + k], step.a) == step.b
+        elif step.op == p.CAN_TOOLS:
+            for k in range(at.width):
+                stack[top, k] = can_tools(at.first + k, world.population, stamped, at)
+        elif step.op == p.SCOPE:
+            asked = world.asking.request[at.request].scope
+            for k in range(at.width):
+                scope = place[at.first + k].scope
+                stack[top, k] = (scope == NO_SCOPE) | (scope == asked)
+        elif step.op == p.MEETS:
+            for k in range(at.width):
+                stack[top, k] = meets(at.first + k, world, stamped, at) == 0
+        else:
+            for k in range(at.width):
+                stack[top, k] = step.op == p.TRUE
