@@ -7,7 +7,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(name) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(name))))
 
-.PHONY: install demo test lint docs clean
+.PHONY: install demo test lint mutations docs clean
 
 install: $(INSTALLED)
 
@@ -28,6 +28,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Breaks one rule at a time in a scratch copy: the gate or the tests must notice each. Takes minutes.
+mutations: install
+	@$(BIN)/python scripts/mutations.py
 
 # The command line's reference, from the commands themselves; a test says when it is out of date.
 docs: install

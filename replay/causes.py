@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 
 from replay import offerbook
+from replay.asking import Policies
 from replay.core import Policy
-from replay.deciding import Decider, Parts, Policies
+from replay.deciding import Decider, Parts
 from replay.engine import Progress
 from replay.measuring import Measuring
 from replay.settings import Settings

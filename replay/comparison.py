@@ -11,13 +11,14 @@ import polars as pl
 
 from analysis import decisions as deciding
 from analysis import prequential
-from replay import engine, timeline
+from replay import timeline
 from replay.causes import CAUSES_SCHEMA, causes
 from replay.engine import Progress
 from replay.errors import NotComparableError, ReplayError
 from replay.ledger.load import TABLES, load_ledger
 from replay.ledger.mirror import open_mirror
 from replay.measuring import Measuring
+from replay.predictions import predictions as predictions_of
 from replay.record import ROWS_PER_GROUP, StoredRun, require_comparable
 from replay.settings import Settings
 from replay.timeline import Timeline
@@ -169,7 +170,7 @@ def _process_range(axis: Timeline | None, sides: Sequence[Side], say: Progress) 
         for seed in range(PROCESS_SEEDS):
             say(f"assigning calls to processes under {side.name}", seed, PROCESS_SEEDS)
             drawn = Measuring(axis, replace(one, name=side.name, seed=seed))
-            scored = prequential.score(engine.predictions(drawn, attempts.astype(np.int64)))
+            scored = prequential.score(predictions_of(drawn, attempts.astype(np.int64)))
             frames.append(scored.filter(pl.col("scope") == "all"))
     if not frames:
         return pl.DataFrame()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 
-from replay.core import AdmissionError, Candidate, Health, Plan, Policy, Request, Schema, State, admit, plan
-from replay.errors import ReplayError
+from replay.asking import Asking, Policies
+from replay.core import AdmissionError, Candidate, Health, Plan, Policy, State, plan
+from replay.gaps import in_doubt
 from replay.measuring import Measuring, Stamps
 from replay.offerbook import OfferBook, Segment, list_prices, repriced
 from replay.pricing import PriceFactors, price_factors
@@ -22,22 +22,10 @@ Providers = tuple[frozenset[str], frozenset[str]]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a recorded call asked of the core, read once."""
-
-    request: Request | None  # None: the core refuses it, as it did when it was made
-    seed: int
-    credits: Mapping[str, float]
-    hot_route: str | None
-    kind: str  # tools, vision, json or plain
-
-
-@dataclass(frozen=True)
 class Layout:
-    """Candidates of the selected decisions laid end to end: call i owns the places `starts[i]` to `starts[i + 1]`."""
+    """Candidates of the selected decisions laid end to end; call i has its places from `first_of[i]` on."""
 
-    segments: list[Segment]  # one per call
-    starts: Ints
+    first_of: dict[int, int]
     call: Ints  # per place
     route: Ints  # per place
 
@@ -74,67 +62,61 @@ class Decision:
         return -1 if self.chosen is None else int(self.routes[self.chosen])
 
 
-class Policies:
-    """The policy of every call: one for all, or the recorded ones by identity."""
-
-    def __init__(self, timeline: Timeline, given: Policy | None = None) -> None:
-        self.given = given
-        self._by_id: dict[str, Policy] = {}
-        for row in timeline.ledger.policies.to_dicts():
-            try:
-                schema = Schema.declare(json.loads(row["declared_fields"]), json.loads(row["tiers"]))
-                self._by_id[row["policy_id"]] = admit(json.loads(row["term"]), schema)
-            except (ValueError, TypeError, AttributeError, RecursionError, ReplayError) as error:
-                raise ReplayError(
-                    f"the ledger's policy {row['policy_id']} cannot be read ({error}); expected a term, its declared "
-                    "fields and tiers as JSON that the core admits; correct it in the table policies, or delete it: "
-                    "its calls then count as decided with an unknown policy"
-                ) from error
-        self._of_call = [row["policy_id"] for row in timeline.calls.rows]
-
-    def recorded(self, call: int) -> Policy | None:
-        """Return the policy a call was decided with, None where the ledger does not know it."""
-        return self._by_id.get(self._of_call[call] or "")
-
-    def of(self, call: int) -> Policy | None:
-        """Return the policy to decide a call with."""
-        return self.given or self.recorded(call)
-
-    def in_force(self, call: int) -> Policy | None:
-        """Return the policy whose failover walked a recorded call; where unrecorded, the given one stands for it."""
-        return self.recorded(call) or self.given
-
-
 class Decider:
     """Everything about a timeline's decisions that no setting changes; only `selected` calls are decided."""
 
-    def __init__(self, timeline: Timeline, book: OfferBook, policies: Policies, selected: Ints | None = None) -> None:
+    def __init__(
+        self,
+        timeline: Timeline,
+        book: OfferBook,
+        policies: Policies,
+        selected: Ints | None = None,
+    ) -> None:
         self.timeline = timeline
         self.book = book
         self.policies = policies
         self.selected = np.arange(len(timeline.calls), dtype=np.int64) if selected is None else selected
-        self.asked = [_asked(timeline, call) for call in range(len(timeline.calls))]
-        segments = [book.at(int(at_ms)) for at_ms in timeline.calls.decided_ms]
-        sizes = np.zeros(len(segments), dtype=np.int64)
-        sizes[self.selected] = [len(segments[call].candidates) for call in self.selected.tolist()]
-        routes = [segments[call].routes for call in self.selected.tolist()]
-        self.layout = Layout(
-            segments,
-            np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes)]),
-            np.repeat(np.arange(len(segments), dtype=np.int64), sizes),
-            np.concatenate(routes) if routes else np.empty(0, dtype=np.int64),
+        self.asked = Asking(timeline)
+        self._healths: dict[tuple[object, ...], list[Providers]] = {}
+
+    def only(self, selected: Ints) -> Decider:
+        """Return the same for some of the calls; what was found out already is shared."""
+        other = copy(self)
+        other.selected = selected
+        other.__dict__.pop("layout", None)
+        return other
+
+    def segment(self, call: int) -> Segment:
+        """Return the candidates of a decision."""
+        return self.book.at(int(self.timeline.calls.decided_ms[call]))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Lay out the candidates of the selected decisions, for parts to be measured on."""
+        segments = [self.segment(call) for call in self.selected.tolist()]
+        sizes = np.array([len(segment.candidates) for segment in segments], dtype=np.int64)
+        starts = np.cumsum(sizes) - sizes
+        return Layout(
+            dict(zip(self.selected.tolist(), starts.tolist(), strict=True)),
+            np.repeat(self.selected, sizes),
+            np.concatenate([np.empty(0, dtype=np.int64), *(segment.routes for segment in segments)]),
         )
+
+    @cached_property
+    def in_doubt(self) -> frozenset[int]:
+        """The calls decided while their process knew of breakers what the ledger does not: rows are missing."""
+        return in_doubt(self.timeline, lambda call: {one.provider_id for one in self.segment(call).candidates})
 
     def parts(self, measuring: Measuring) -> Parts:
         """Measure everything a setting puts on every decision's candidates."""
         stamps = measuring.answer(measuring.at_calls(self.layout.call, self.layout.route))
         factors = price_factors(self.timeline, self.book, measuring.settings.prices)
-        return Parts(stamps, stamps, stamps, factors, self._health(measuring))
+        return Parts(stamps, stamps, stamps, factors, self._health_of(measuring))
 
     def decide(self, call: int, parts: Parts, *, recorded_policy: bool = False) -> Decision | None:
         """Decide one call from the given parts; None if its policy is not known or the core refuses its request."""
         policy = self.policies.recorded(call) if recorded_policy else self.policies.of(call)
-        asked, segment = self.asked[call], self.layout.segments[call]
+        asked, segment = self.asked[call], self.segment(call)
         if policy is None or asked.request is None:
             return None
         candidates, state = self.inputs(call, parts, policy)
@@ -147,7 +129,7 @@ class Decider:
 
     def inputs(self, call: int, parts: Parts, policy: Policy) -> tuple[tuple[Candidate, ...], State]:
         """Return what the core is given besides policy, request and seed: stamped candidates, and the state."""
-        asked, segment = self.asked[call], self.layout.segments[call]
+        asked, segment = self.asked[call], self.segment(call)
         open_breakers, disabled = parts.health[call]
         bare = self._priced(call, segment, parts.price)
         hot = asked.hot_route if "cache_hot" in policy.schema.fields else None
@@ -156,13 +138,14 @@ class Decider:
 
     def _evidence(self, call: int, parts: Parts) -> Evidence:
         """Put a decision's stamps into the form the live router reads."""
-        at = slice(int(self.layout.starts[call]), int(self.layout.starts[call + 1]))
+        segment, first = self.segment(call), self.layout.first_of[call]
+        at = slice(first, first + len(segment.candidates))
         rates = parts.reliability.reliability[at].tolist()
         latencies = parts.latency.stamped_latency_ms[at].tolist()
         capable = parts.tools.capable[at].tolist()
         stats: dict[str, RouteStat] = {}
         incapable: set[str] = set()
-        for place, candidate in enumerate(self.layout.segments[call].candidates):
+        for place, candidate in enumerate(segment.candidates):
             rate, latency = rates[place], latencies[place]
             known_latency = None if latency != latency else int(latency)
             stats[candidate.route_key] = RouteStat(None if rate != rate else rate, known_latency, 0, 0)
@@ -179,6 +162,13 @@ class Decider:
             prices = factors.prices(at_ms, candidate, list_prices(segment, place))
             candidates.append(candidate if prices is None else repriced(candidate, *prices))
         return tuple(candidates)
+
+    def _health_of(self, measuring: Measuring) -> list[Providers]:
+        one = measuring.settings
+        key = (one.replicas, one.restarts, one.seed, one.honour_open_breaker_ms)
+        if key not in self._healths:
+            self._healths[key] = self._health(measuring)
+        return self._healths[key]
 
     def _health(self, measuring: Measuring) -> list[Providers]:
         """Fold breakers and disabled providers of each process, and read them at each of its rankings.
@@ -215,35 +205,4 @@ class Decider:
         ok, kind, call = bool(attempts.ok[attempt]), attempts.error_kind[attempt], int(attempts.call[attempt])
         policy = self.policies.in_force(call) if call >= 0 else self.policies.given
         action = None if ok or policy is None else policy.action(kind)
-        health.observe(attempts.provider[attempt], ok, kind, action, int(attempts.ts_ms[attempt]))
-
-
-def _asked(timeline: Timeline, call: int) -> Asked:
-    row = timeline.calls.rows[call]
-    try:
-        record: dict[str, Any] = json.loads(row["request"]) if row["request"] else _from_label(row["requested_model"])
-        request = Request.from_record(record)
-        seed = int(record.get("seed") or 0)
-        credits = State.from_record({"credits": record.get("credits")}).credits
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, ReplayError):
-        return Asked(None, 0, {}, None, "refused")
-    return Asked(request, seed, credits, record.get("hot_route"), _kind(request))
-
-
-def _from_label(label: str | None) -> dict[str, Any]:
-    """Infer a request from `requested_model`, all that an old ledger says of it."""
-    if label and label.startswith("family:"):
-        return {"requirements": {"model_family": label.removeprefix("family:")}}
-    if label and label.startswith("pin:") and "/" in label:
-        provider, family = label.removeprefix("pin:").split("/", 1)
-        return {"requirements": {"pin": {"provider": provider, "model": family}}}
-    return {}
-
-
-def _kind(request: Request) -> str:
-    kinds: tuple[tuple[str, Callable[[tuple[str, ...]], bool]], ...] = (
-        ("tools", lambda needs: "tools" in needs),
-        ("vision", lambda needs: "vision" in needs),
-        ("json", lambda needs: "json_mode" in needs),
-    )
-    return next((name for name, holds in kinds if holds(request.needs)), "plain")
+        health.observe(attempts.provider[attempt] or "", ok, kind, action, int(attempts.ts_ms[attempt]))

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from replay import offerbook, timeline
+from replay.asking import Policies
 from replay.core import Policy
 from replay.core.explain import Explanation, explain
-from replay.deciding import Decider, Policies
+from replay.deciding import Decider
 from replay.errors import ReplayError
 from replay.ledger.load import load_ledger
 from replay.ledger.mirror import open_mirror

@@ -66,6 +66,7 @@ class Measuring:
         self.visibility: Visibility = visibility(timeline, settings)
         self.call_process, self.attempt_process, self.process_count = _processes(timeline, settings)
         self.order: Order = "sequence" if settings.replicas is None and _numbered(timeline) else "time"
+        self.mute: Bools = timeline.calls.state.codes == timeline.calls.state.code("unavailable")
         self.evidence_ms, self.evidence_key = self._evidence()
 
     def _evidence(self) -> tuple[Ints, Ints]:
@@ -82,7 +83,7 @@ class Measuring:
             memo = last.get(process)
             if memo is not None and 0 <= calls.decided_ms[call] - instants[memo] < memo_ms:
                 instants[call], keys[call] = instants[memo], keys[memo]
-            elif calls.state[call] != "unavailable":  # a failed reading leaves nothing to reuse
+            elif not self.mute[call]:  # a failed reading leaves nothing to reuse
                 last[process] = call
         return instants, keys
 
@@ -98,7 +99,7 @@ class Measuring:
         text = self.timeline.calls.snapshot[call]
         if self.settings.memo_ms is None and text is not None:
             return Snapshot.parse(text)
-        return self.visibility.snapshots[max(int(self.evidence_key[call]), 1) - 1]
+        return self.visibility.snapshot(max(int(self.evidence_key[call]), 1))
 
     def evidence_until_ms(self, call: int) -> tuple[int, int]:
         """Return before which instants rows without, and rows with, a transaction id had to be visible to be seen."""
@@ -110,7 +111,6 @@ class Measuring:
     def at_calls(self, call: Ints, route: Ints) -> Questions:
         """Ask, for each pair, what call number `call` could read of `route`."""
         calls = self.timeline.calls
-        mute = np.array([state == "unavailable" for state in calls.state], dtype=np.bool_)
         return Questions(
             shared_key=self.evidence_key[call],
             shared_ms=self.evidence_ms[call],
@@ -118,7 +118,7 @@ class Measuring:
             own_ms=calls.decided_ms[call],
             process=self.call_process[call],
             route=route,
-            mute=mute[call],
+            mute=self.mute[call],
             order=self.order,
         )
 
@@ -153,17 +153,25 @@ class Measuring:
 
     def answer(self, questions: Questions) -> Stamps:
         """Read every rule of the settings at every question."""
-        reliability, count = self._read(self.settings.reliability, questions, self._successes())
-        latency_ms, latency_count = self._read(self.settings.latency, questions, self._latencies())
+        reliability, count = self._read(self.settings.reliability, questions, self.successes())
+        latency_ms, latency_count = self._read(self.settings.latency, questions, self.latencies())
         capable, requests = self._read_tools(self.settings.tools, questions)
         return Stamps(reliability, latency_ms, capable, count, latency_count, requests)
 
-    def _successes(self) -> tuple[Ints, Floats]:
+    def estimates(self, questions: Questions) -> tuple[Floats, Floats]:
+        """Read reliability and latency at every question: estimates, nan where there is no stamp."""
+        reliability, _ = self._read(self.settings.reliability, questions, self.successes())
+        latency_ms, _ = self._read(self.settings.latency, questions, self.latencies())
+        return reliability, latency_ms
+
+    def successes(self) -> tuple[Ints, Floats]:
+        """Return which attempts reliability counts, and each one's success as 0.0 or 1.0."""
         attempts = self.timeline.attempts
         counted = np.flatnonzero(_kinds_kept(self.timeline, self.settings.reliability))
         return counted, attempts.ok[counted].astype(np.float64)
 
-    def _latencies(self) -> tuple[Ints, Floats]:
+    def latencies(self) -> tuple[Ints, Floats]:
+        """Return which attempts latency counts, and what each contributes, in ms."""
         attempts, measure = self.timeline.attempts, self.settings.latency
         values = attempts.latency_ms.copy()
         if measure.zero_latency == "unknown":
@@ -173,6 +181,12 @@ class Measuring:
             values[np.isinf(values)] = np.nan
         counted = np.flatnonzero(_kinds_kept(self.timeline, measure) & ~np.isnan(values))
         return counted, values[counted]
+
+    def tools_evidence(self) -> Ints:
+        """Return which attempts the tools rule counts."""
+        attempts, tools = self.timeline.attempts, self.settings.tools
+        evidence = attempts.tools_requested | attempts.tools_emitted
+        return np.flatnonzero(evidence & (attempts.ok | (tools.failed == "counted")))
 
     def _read(self, measure: Measure, questions: Questions, observed: tuple[Ints, Floats]) -> tuple[Floats, Ints]:
         which, values = observed
@@ -186,13 +200,15 @@ class Measuring:
         return estimates, counts
 
     def _read_tools(self, tools: Tools, questions: Questions) -> tuple[Bools, Ints]:
-        attempts = self.timeline.attempts
-        evidence = attempts.tools_requested | attempts.tools_emitted
-        which = np.flatnonzero(evidence & (attempts.ok | (tools.failed == "counted")))
+        attempts, which = self.timeline.attempts, self.tools_evidence()
         facts, reads = self._facts(which, tools.state, questions.order), self._reads(questions, tools.state)
         requested, emitted = attempts.tools_requested[which], attempts.tools_emitted[which]
         capable, requests = read_tools(tools.rule, facts, requested, emitted, reads)
         return (capable | questions.mute if tools.state == "shared" else capable), requests
+
+    def facts(self, which: Ints, state: str) -> Facts:
+        """Return some attempts as the facts of decisions: on the shared ledger, or in their processes."""
+        return self._facts(which, state, self.order)
 
     def _facts(self, which: Ints, state: str, order: Order) -> Facts:
         attempts = self.timeline.attempts
@@ -211,8 +227,9 @@ class Measuring:
 
 
 def _kinds_kept(timeline: Timeline, measure: Measure) -> Bools:
-    excluded = set(measure.exclude_kinds)
-    return np.array([kind not in excluded for kind in timeline.attempts.error_kind], dtype=np.bool_)
+    kinds = timeline.attempts.error_kind
+    excluded = [kinds.code(kind) for kind in measure.exclude_kinds]
+    return ~np.isin(kinds.codes, excluded)
 
 
 def _numbered(timeline: Timeline) -> bool:
@@ -222,8 +239,8 @@ def _numbered(timeline: Timeline) -> bool:
         len(calls)
         and np.all(calls.replica_seq >= 0)
         and np.all(attempts.replica_seq >= 0)
-        and None not in calls.replica
-        and None not in attempts.replica
+        and np.all(calls.replica.codes >= 0)
+        and np.all(attempts.replica.codes >= 0)
     )
 
 
@@ -238,10 +255,14 @@ def _processes(timeline: Timeline, settings: Settings) -> tuple[Ints, Ints, int]
     call_life = np.searchsorted(restarts, calls.decided_ms, side="right")
     attempt_life = np.searchsorted(restarts, attempts.ts_ms, side="right")
     if settings.replicas is None:
-        names = sorted({name or "" for name in (*calls.replica, *attempts.replica)})
+        both = (calls.replica, attempts.replica)
+        none = {""} if any((texts.codes < 0).any() for texts in both) else set()
+        names = sorted({*none, *(name for texts in both for name in texts.values)})
         number = {name: index for index, name in enumerate(names)}
-        call_replica = np.array([number[name or ""] for name in calls.replica], dtype=np.int64)
-        attempt_replica = np.array([number[name or ""] for name in attempts.replica], dtype=np.int64)
+        call_replica, attempt_replica = (
+            np.array([*(number[name] for name in texts.values), number.get("", 0)], dtype=np.int64)[texts.codes]
+            for texts in both
+        )
         replicas = max(1, len(names))
     else:
         replicas, luck = settings.replicas, Luck(settings.seed)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from replay.core import Candidate
 from replay.errors import ReplayError
@@ -31,6 +33,25 @@ class OfferBook:
     starts_ms: list[int]
     segments: list[Segment]
     recorded: bool
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int32]:
+        """Candidates in each segment."""
+        return np.array([len(segment.candidates) for segment in self.segments], dtype=np.int32)
+
+    @cached_property
+    def routes(self) -> Ints:
+        """The routes of all segments' candidates, end to end."""
+        return np.concatenate([np.empty(0, dtype=np.int64), *(segment.routes for segment in self.segments)])
+
+    @cached_property
+    def starts(self) -> Ints:
+        """Where each segment's candidates begin among all."""
+        return (np.cumsum(self.sizes, dtype=np.int64) - self.sizes).astype(np.int64)
+
+    def numbers_at(self, at_ms: Ints) -> Ints:
+        """Return the number of the segment that holds at each instant."""
+        return (np.searchsorted(np.array(self.starts_ms), at_ms, side="right") - 1).astype(np.int64)
 
     def number_at(self, at_ms: int) -> int:
         """Return the number of the segment that holds at an instant."""

@@ -16,19 +16,25 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 import replay
 from replay.audit import Audit
 from replay.core import Policy, Schema, admit
 from replay.engine import DECISIONS, Run
 from replay.errors import NotComparableError, ReplayError
+from replay.orderhash import GOLDEN, MASK, mix_all, route_hash
 from replay.reproduction import Reproduction
 from replay.settings import Settings, from_dict
 
@@ -72,8 +78,14 @@ def make_record(
     inferred: list[str],
     since_ms: int | None,
     until_ms: int | None,
+    hashes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return the record of a run as JSON data, without anything that changes from one run to the next."""
+    """Return the record of a run as JSON data, without anything that changes from one run to the next.
+
+    `hashes` are the decision hashes by setting, where a `Writer` took the rows.
+    """
+    if hashes is None:
+        hashes = {one.settings.name: decision_hash(one.decisions) for one in run.replayed}
     return {
         "format": FORMAT,
         "route_replay": replay.__version__,
@@ -95,12 +107,12 @@ def make_record(
             {
                 "setting": one.settings.name,
                 "visibility": one.visibility,
-                "decisions": len(one.decisions),
-                "predictions": len(one.predictions),
+                "decisions": one.decided,
+                "predictions": one.predicted,
                 "undecided": one.undecided,
                 "lag_flips": None if one.lag_flips is None else len(one.lag_flips),
                 "audit": _audit(one.audit),
-                "decision_hash": decision_hash(one.decisions),
+                "decision_hash": hashes[one.settings.name],
             }
             for one in run.replayed
         ],
@@ -132,43 +144,158 @@ def _audit(result: Audit) -> dict[str, Any]:
 
 
 def decision_hash(decisions: pl.DataFrame) -> str:
-    """Return the SHA-256 over every value of the decisions in their order; doubles count to the last bit."""
-    digest = hashlib.sha256()
-    for column in decisions.iter_columns():
-        digest.update(column.name.encode())
-        values = column.to_list()
-        if column.dtype == pl.Float64:
-            values = [None if value is None else value.hex() for value in values]
-        digest.update(json.dumps(values).encode())
-    return digest.hexdigest()
+    """Return a hash over every value of the decisions in their order; doubles count to the last bit."""
+    rows = RowHash()
+    rows.update(decisions)
+    return rows.hexdigest()
+
+
+class RowHash:
+    """A hash over rows as they come: SHA-256 of one 64-bit number for each row, so that no cut into parts matters."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def update(self, rows: pl.DataFrame) -> None:
+        """Take in more rows."""
+        total = np.zeros(len(rows), dtype=np.uint64)
+        for place, column in enumerate(rows.iter_columns(), start=1):
+            total += mix_all(_words(column) ^ np.uint64(place * GOLDEN & MASK))
+        self._digest.update(total.tobytes())
+
+    def hexdigest(self) -> str:
+        """Return the hash of all rows so far."""
+        return self._digest.hexdigest()
+
+
+_NOTHING = np.uint64(0xA0761D6478BD642F)
+
+
+def _words(column: pl.Series) -> NDArray[np.uint64]:
+    """Return a column as 64-bit words: a double's bits, a text's hash."""
+    null = column.is_null().to_numpy()
+    if column.dtype == pl.String:
+        texts = column.unique().drop_nulls()
+        hashes = pl.Series([route_hash(text) for text in texts], dtype=pl.UInt64)
+        words = column.replace_strict(texts, hashes, default=0, return_dtype=pl.UInt64).to_numpy()
+    elif column.dtype == pl.Float64:
+        values = column.fill_null(0.0).to_numpy()
+        words = np.where(np.isnan(values), np.float64("nan"), values).view(np.uint64)
+    elif column.dtype == pl.UInt64:
+        words = column.fill_null(0).to_numpy()
+    else:
+        words = column.fill_null(0).cast(pl.Int64).to_numpy().view(np.uint64)
+    return np.where(null, _NOTHING, words)
+
+
+class Writer:
+    """Writes a run's folder while the run goes on; a sink for `replay.engine.run`.
+
+    The folder appears only when `finish` has written everything, replacing an earlier run; otherwise nothing is left.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if (
+            folder.exists()
+            and not (folder / "record.json").is_file()
+            and (not folder.is_dir() or any(folder.iterdir()))
+        ):
+            raise ReplayError(f"{folder} exists and is not a run's folder; nothing was written: give another folder")
+        self.folder = folder
+        self._draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
+        self._tables: dict[str, _Table] = {}
+        self._hashes: dict[str, RowHash] = {}
+
+    def __enter__(self) -> Writer:
+        with self._said():
+            self._draft.mkdir(parents=True)
+            self._tables = {name: _Table(self._draft / f"{name}.parquet") for name in ("decisions", "predictions")}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for table in self._tables.values():
+            table.close()
+        shutil.rmtree(self._draft, ignore_errors=True)
+
+    def decisions(self, rows: pl.DataFrame) -> None:
+        """Take some decisions, in order."""
+        with self._said():
+            self._tables["decisions"].add(rows)
+        for (name,), some in rows.group_by("setting", maintain_order=True):
+            self._hashes.setdefault(str(name), RowHash()).update(some)
+
+    def predictions(self, rows: pl.DataFrame) -> None:
+        """Take some predictions, in order."""
+        with self._said():
+            self._tables["predictions"].add(rows)
+
+    def hashes(self, run: Run) -> dict[str, str]:
+        """Return the decision hash of every setting of a run."""
+        nothing = RowHash()
+        return {one.settings.name: self._hashes.get(one.settings.name, nothing).hexdigest() for one in run.replayed}
+
+    def finish(self, record: dict[str, Any], run: Run, mirror: Path | None = None) -> None:
+        """Write the record beside the rows, and let the folder appear."""
+        if not run.proved:
+            raise ReplayError("a replay without its audit is not written; run it with prove=True")
+        with self._said():
+            for table in self._tables.values():
+                table.finish()
+            text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
+            (self._draft / "record.json").write_text(text + "\n", encoding="utf-8")
+            source = {"mirror": None if mirror is None else str(mirror.resolve())}
+            (self._draft / "source.json").write_text(json.dumps(source) + "\n", encoding="utf-8")
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            self._draft.rename(self.folder)
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ReplayError(f"the run could not be written to {self.folder}: {error.strerror or error}") from error
+
+
+class _Table:
+    """A Parquet file whose row groups do not depend on how its rows come."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: pl.DataFrame | None = None
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, rows: pl.DataFrame) -> None:
+        self._rows = rows if self._rows is None else pl.concat([self._rows, rows])
+        while len(self._rows) >= ROWS_PER_GROUP:
+            self._write(self._rows.head(ROWS_PER_GROUP))
+            self._rows = self._rows.slice(ROWS_PER_GROUP)
+
+    def finish(self) -> None:
+        if self._rows is not None and (len(self._rows) or self._writer is None):
+            self._write(self._rows)
+        self.close()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self, rows: pl.DataFrame) -> None:
+        table = rows.to_arrow()
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd", store_schema=False)
+        self._writer.write_table(table, row_group_size=ROWS_PER_GROUP)
 
 
 def write(folder: Path, record: dict[str, Any], run: Run, mirror: Path | None = None) -> None:
-    """Write a run's folder whole: it appears only when everything in it is written, replacing an earlier run."""
-    if not run.proved:
-        raise ReplayError("a replay without its audit is not written; run it with prove=True")
-    if folder.exists() and not (folder / "record.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ReplayError(f"{folder} exists and is not a run's folder; nothing was written: give another folder")
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
-    try:
-        draft.mkdir(parents=True)
-        _write_parquet(draft / "decisions.parquet", run.decisions)
-        _write_parquet(draft / "predictions.parquet", run.predictions)
-        text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
-        (draft / "record.json").write_text(text + "\n", encoding="utf-8")
-        source = {"mirror": None if mirror is None else str(mirror.resolve())}
-        (draft / "source.json").write_text(json.dumps(source) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        draft.rename(folder)
-    except OSError as error:
-        raise ReplayError(f"the run could not be written to {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _write_parquet(path: Path, frame: pl.DataFrame) -> None:
-    pq.write_table(frame.to_arrow(), path, row_group_size=ROWS_PER_GROUP, compression="zstd", store_schema=False)
+    """Write the folder of a run that kept its rows."""
+    with Writer(folder) as writer:
+        for one in run.replayed:
+            writer.decisions(one.decisions)
+        for one in run.replayed:
+            writer.predictions(one.predictions)
+        writer.finish(record, run, mirror)
 
 
 def read(folder: Path) -> StoredRun:

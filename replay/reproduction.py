@@ -11,14 +11,13 @@ from typing import Literal
 import numpy as np
 
 from replay import settings as settings_room
-from replay.deciding import Decider, Decision, Parts
+from replay.deciding import Decider
 from replay.durations import iso
 from replay.errors import ReplayError
 from replay.measuring import Measuring
+from replay.outcomes import CAUSES, UNDECIDED, Choices
 from replay.settings import Settings
-from replay.timeline import Timeline
-
-TIE_TOLERANCE = 1e-12
+from replay.timeline import Ints, Timeline
 
 
 @dataclass
@@ -64,107 +63,108 @@ def recorded_settings(timeline: Timeline) -> dict[str, Settings]:
     return known
 
 
-def excluded_because(decider: Decider, known: dict[str, Settings], call: int) -> str | None:
-    """Say why a decision cannot be held against its record; None if its evidence is complete."""
+WHY_NOT = (
+    "",
+    "evidence state not recorded",
+    "no evidence snapshot",
+    "request not recorded",
+    "request refused by the core",
+    "settings not recorded",
+    "settings not in the ledger, or unreadable",
+    "first attempt not recorded",
+    "rows of its process are missing",
+)
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """Why each call cannot be held against its record, as places in `reasons`; 0 where its evidence is complete."""
+
+    codes: Ints
+    reasons: list[str]
+
+    def count(self, calls: Ints) -> Counter[str]:
+        """Return how many of the calls cannot be, by reason."""
+        numbers = np.bincount(self.codes[calls], minlength=len(self.reasons)).tolist()
+        return Counter({reason: n for reason, n in zip(self.reasons[1:], numbers[1:], strict=True) if n})
+
+
+def completeness(decider: Decider, known: dict[str, Settings]) -> Completeness:
+    """Find out which decisions can be held against their record, and why the others cannot."""
     calls = decider.timeline.calls
-    row = calls.rows[call]
-    if calls.state[call] != "ok":
-        return f"evidence {calls.state[call]}" if calls.state[call] else "evidence state not recorded"
-    if calls.snapshot[call] is None:
-        return "no evidence snapshot"
-    if row["request"] is None:
-        return "request not recorded"
-    if decider.asked[call].request is None:
-        return "request refused by the core"
-    if row["settings_id"] not in known:
-        return "settings not recorded" if row["settings_id"] is None else "settings not in the ledger, or unreadable"
-    if calls.first_attempt[call] < 0 and calls.route[call] >= 0:
-        return "first attempt not recorded"
-    return None
+    states = [f"evidence {state}" for state in calls.state.values]
+    reasons = [*WHY_NOT, *states]
+    refused = np.array([asked.request is None for asked in decider.asked.distinct], dtype=np.bool_)
+    readable = np.array([identity in known for identity in calls.settings_id.values] + [False], dtype=np.bool_)
+    conditions = [
+        calls.state.codes < 0,
+        calls.state.codes != calls.state.code("ok"),
+        ~calls.snapshot.known,
+        calls.request.codes < 0,
+        refused[decider.asked.codes] if len(refused) else np.zeros(len(calls), dtype=np.bool_),
+        calls.settings_id.codes < 0,
+        ~readable[calls.settings_id.codes],
+        (calls.first_attempt < 0) & (calls.route >= 0),
+        np.isin(np.arange(len(calls)), sorted(decider.in_doubt)),
+    ]
+    choices = [np.full(len(calls), 1), len(WHY_NOT) + calls.state.codes, *(np.full(len(calls), n) for n in range(2, 9))]
+    return Completeness(np.select(conditions, choices, 0).astype(np.int64), reasons)
 
 
-def reproduce(decider: Decider, parts_of: dict[str, Parts], known: dict[str, Settings]) -> Reproduction:
-    """Decide every call again under its recorded setting and policy, and hold it against its recorded first attempt.
-
-    `parts_of` are the parts measured under each recorded setting, by its identity.
-    """
-    result = Reproduction(decisions=len(decider.selected))
-    for call in decider.selected.tolist():
-        parts = parts_of.get(decider.timeline.calls.rows[call]["settings_id"] or "")
-        decision = None if parts is None else decider.decide(call, parts, recorded_policy=True)
-        hold(result, decider, known, call, decision)
-    return result
-
-
-def hold(
-    result: Reproduction, decider: Decider, known: dict[str, Settings], call: int, decision: Decision | None
-) -> None:
-    """Hold one decision, made again under what was recorded, against its recorded first attempt."""
-    why = excluded_because(decider, known, call)
-    if why is not None:
-        result.excluded[why] += 1
+def hold(result: Reproduction, decider: Decider, complete: Completeness, choices: Choices) -> None:
+    """Hold decisions, made again under what was recorded, against their recorded first attempts."""
+    timeline = decider.timeline
+    result.excluded += complete.count(choices.calls)
+    whole = complete.codes[choices.calls] == 0
+    if not whole.any():
         return
     result.kind = "reproduction"
-    result.compared += 1
-    recorded = _first_route(decider.timeline, call)
-    if decision is not None and decision.chosen_route == recorded:
-        result.agreed += 1
-        return
-    if decider.policies.recorded(call) is None:
-        cause = "unknown policy"
-    else:
-        cause = "refused" if decision is None else mismatch(decision, recorded)
-    _missed(result, decider.timeline, call, cause, recorded, decision)
+    calls, chosen = choices.calls[whole], choices.route[whole]
+    recorded = first_routes(timeline, calls)
+    missed = np.flatnonzero(chosen != recorded)
+    result.compared += len(calls)
+    result.agreed += len(calls) - len(missed)
+    for place in missed.tolist():
+        call, cause = int(calls[place]), CAUSES[int(choices.cause[whole][place])]
+        if chosen[place] == UNDECIDED:
+            cause = "unknown policy" if decider.policies.recorded(call) is None else "refused"
+        result.causes[cause] += 1
+        if result.first_mismatch is None:
+            name = [*timeline.routes, "nothing"]  # -1, no route, is the last
+            result.first_mismatch = (
+                f"call {timeline.calls.id[call]} at {iso(int(timeline.calls.decided_ms[call]))}: recorded "
+                f"{name[recorded[place]]}, replayed {name[max(chosen[place], -1)]} ({cause})"
+            )
 
 
-def agree(result: Reproduction, decider: Decider, call: int, decision: Decision | None) -> None:
-    """Compare one choice of the given policy with the final route, all that an old ledger knows."""
+def agree(result: Reproduction, decider: Decider, choices: Choices) -> None:
+    """Compare the choices of the given policy with the final routes, all that an old ledger knows."""
     result.kind = "final-route agreement"
-    recorded = int(decider.timeline.calls.route[call])
-    if decision is None or recorded < 0:
-        result.excluded["no route recorded" if recorded < 0 else "unknown policy"] += 1
-        return
-    result.compared += 1
-    result.forced += len(decision.plan.ordered) == 1
-    if decision.chosen_route == recorded:
-        result.agreed += 1
-    else:
-        result.causes[mismatch(decision, recorded)] += 1
+    recorded = decider.timeline.calls.route[choices.calls]
+    decided = (choices.route != UNDECIDED) & (recorded >= 0)
+    result.excluded += Counter(
+        {
+            reason: n
+            for reason, n in (
+                ("no route recorded", int((recorded < 0).sum())),
+                ("unknown policy", int(((recorded >= 0) & (choices.route == UNDECIDED)).sum())),
+            )
+            if n
+        }
+    )
+    same = decided & (choices.route == recorded)
+    result.compared += int(decided.sum())
+    result.forced += int((decided & choices.alone).sum())
+    result.agreed += int(same.sum())
+    differs = Counter(choices.cause[decided & ~same].tolist())
+    # Where the first attempt went elsewhere than the final route, it is what the choice was compared with.
+    result.causes += Counter({CAUSES[code] or "failover": n for code, n in sorted(differs.items())})
 
 
-def mismatch(decision: Decision, recorded: int) -> str:
-    """Say where a recorded route stands in a plan that does not begin with it."""
-    if recorded < 0:
-        return "no route recorded"
-    places = np.flatnonzero(decision.routes == recorded).tolist()
-    if not places:
-        return "no candidate"
-    score_of = dict(zip(decision.plan.ordered, decision.plan.scores, strict=True))
-    ranked = [place for place in places if place in score_of]
-    if not ranked:
-        return "filtered"
-    if decision.candidates[ranked[0]].provider_id in decision.disabled:
-        return "failover"
-    best = score_of[decision.chosen] if decision.chosen is not None else float("nan")
-    return "tie" if abs(best - score_of[ranked[0]]) <= TIE_TOLERANCE else "score"
-
-
-def _first_route(timeline: Timeline, call: int) -> int:
-    first = int(timeline.calls.first_attempt[call])
-    return -1 if first < 0 else int(timeline.attempts.route[first])
-
-
-def _missed(
-    result: Reproduction, timeline: Timeline, call: int, cause: str, recorded: int, decision: Decision | None
-) -> None:
-    result.causes[cause] += 1
-    if result.first_mismatch is None:
-        chosen = -1 if decision is None else decision.chosen_route
-        name = [*timeline.routes, "nothing"]  # -1, no route, is the last
-        result.first_mismatch = (
-            f"call {timeline.calls.id[call]} at {iso(int(timeline.calls.decided_ms[call]))}: recorded "
-            f"{name[recorded]}, replayed {name[chosen]} ({cause})"
-        )
+def first_routes(timeline: Timeline, calls: Ints) -> Ints:
+    """Return the route of each call's first attempt, -1 where it is unknown."""
+    first = timeline.calls.first_attempt[calls]
+    return np.where(first >= 0, timeline.attempts.route[np.maximum(first, 0)], -1) if len(timeline.attempts) else first
 
 
 def measurings(timeline: Timeline, known: dict[str, Settings]) -> dict[str, Measuring]:

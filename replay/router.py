@@ -1,26 +1,29 @@
 """The live router: the routing core, stamps and a recorder around any provider callable.
 
 One generator (`Router._call`) is a whole call: reading evidence, ranking, the walk down the ranking, recording. It
-does no I/O of its own towards providers: it yields "call this candidate" or "wait", and takes what came of it.
-`execute` and `execute_async` only carry those steps out, so both record the same. Every attempt is recorded when
-it ends, and each call exactly once, however it ends: success, exhaustion, an unexpected exception, cancellation.
+does no I/O of its own: it yields "read this", "call this candidate" or "wait", and takes what came of it. `execute`
+and `execute_async` only carry those steps out, so both record the same. Every attempt is recorded when it ends, and
+each call exactly once, however it ends: success, exhaustion, a limit, an unexpected exception, cancellation.
 """
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import threading
-import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from replay.calls import CallOutcome, CallRequest, Offer, Response, http_status
-from replay.core import Attempt, Candidate, Health, Policy, Request, State, Step, Wait, Walk, failover, plan
+from replay.calls import CallOutcome, CallRequest, InFlight, Offer, Response
+from replay.clock import Clock
+from replay.core import Attempt, Candidate, Health, Limits, Policy, Request, State, Step, Wait, Walk, failover, plan
 from replay.core import Outcome as Ended
+from replay.core.planning import narrowed
 from replay.errors import ReplayError
 from replay.ledger.rows import AttemptRow, CallRow
+from replay.sessions import Session, SessionStamps, visible_session
 from replay.settings import Settings
 from replay.stamps import Evidence, Stamps, stamp
 from replay.streams import ClientGoneError, drain, drain_async
@@ -33,7 +36,24 @@ ProviderCall = Callable[[Candidate, CallRequest], CallOutcome | Iterable[Any]]
 AsyncProviderCall = Callable[[Candidate, CallRequest], Awaitable[CallOutcome | AsyncIterable[Any]] | AsyncIterable[Any]]
 """The same, awaitable: a coroutine function that returns either, or an async generator function."""
 
-_Steps = Generator[Step, CallOutcome | None, Response]
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Do this; it may block, for a database's round trip."""
+
+    work: Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Try:
+    """Call this candidate with this request."""
+
+    candidate: Candidate
+    request: CallRequest
+
+
+_Step = _Read | _Try | Wait
+_Steps = Generator[_Step, Any, Response]
 
 
 class Recorder(Protocol):
@@ -45,34 +65,11 @@ class Recorder(Protocol):
     def record_attempt(self, row: AttemptRow) -> None:
         """Take in an attempt's row."""
 
+    def record_policy(self, policy: Policy) -> None:
+        """Take in a policy that calls are decided with; one it has already had costs nothing."""
 
-class Clock(Protocol):
-    """The router's time: integer ms, and waiting by it."""
-
-    def now_ms(self) -> int:
-        """The present instant in ms."""
-
-    def sleep(self, duration_ms: float) -> None:
-        """Wait, blocking."""
-
-    async def sleep_async(self, duration_ms: float) -> None:
-        """Wait, letting others run."""
-
-
-class SystemClock:
-    """Wall-clock time."""
-
-    def now_ms(self) -> int:
-        """The present instant in ms."""
-        return time.time_ns() // 1_000_000
-
-    def sleep(self, duration_ms: float) -> None:
-        """Wait, blocking."""
-        time.sleep(duration_ms / 1000)
-
-    async def sleep_async(self, duration_ms: float) -> None:
-        """Wait on the running asyncio loop."""
-        await asyncio.sleep(duration_ms / 1000)
+    def record_settings(self, settings: Settings) -> None:
+        """Take in the measurement settings behind the stamps."""
 
 
 class Router:
@@ -80,7 +77,8 @@ class Router:
 
     `offers` gives the candidates at an instant in their order, which breaks ties. `replica` names one life of one
     process: give a new name at every start. Breakers and disabled providers live here (`health`); success rates,
-    latencies and tool verdicts come from `stamps`. Safe to use from several threads and from one event loop.
+    latencies and tool verdicts come from `stamps`, and so do sessions if it knows them. Safe to use from several
+    threads and from one event loop.
     """
 
     def __init__(
@@ -97,6 +95,7 @@ class Router:
         self.policy = policy
         self.offers = offers
         self.stamps = stamps
+        self.sessions = stamps if isinstance(stamps, SessionStamps) else None
         self.recorder = recorder
         self.clock = clock
         self.replica = replica
@@ -109,6 +108,9 @@ class Router:
         self._seq = 0
         self._calls = 0
         self._memo: Evidence | None = None
+        self._readable = True
+        self._record(recorder.record_policy, policy)
+        self._record(recorder.record_settings, settings)
 
     def execute(self, request: CallRequest, call: ProviderCall) -> Response:
         """Route one call, blocking; raises only what cancels it (such as KeyboardInterrupt) or bad input."""
@@ -117,11 +119,7 @@ class Router:
             step = next(steps)
             while True:
                 try:
-                    if isinstance(step, Wait):
-                        self.clock.sleep(step.backoff_ms)
-                        result = None
-                    else:
-                        result = drain(call(step.candidate, request), request)
+                    result = self._do(step, call)
                 except BaseException as error:
                     step = steps.throw(error)
                 else:
@@ -138,12 +136,7 @@ class Router:
             step = next(steps)
             while True:
                 try:
-                    if isinstance(step, Wait):
-                        await self.clock.sleep_async(step.backoff_ms)
-                        result = None
-                    else:
-                        answer = call(step.candidate, request)
-                        result = await drain_async(await answer if inspect.isawaitable(answer) else answer, request)
+                    result = await self._do_async(step, call)
                 except BaseException as error:
                     step = steps.throw(error)
                 else:
@@ -153,11 +146,26 @@ class Router:
         except ClientGoneError as gone:
             raise gone.error from None
 
+    def _do(self, step: _Step, call: ProviderCall) -> Any:
+        """Carry out one step, blocking."""
+        if isinstance(step, _Try):
+            return drain(call(step.candidate, step.request), step.request)
+        return step.work() if isinstance(step, _Read) else self.clock.sleep(step.backoff_ms)
+
+    async def _do_async(self, step: _Step, call: AsyncProviderCall) -> Any:
+        """Carry out one step without blocking the loop."""
+        if isinstance(step, _Read):
+            return await self.clock.work_async(step.work)
+        if isinstance(step, Wait):
+            return await self.clock.sleep_async(step.backoff_ms)
+        answer = call(step.candidate, step.request)
+        return await drain_async(await answer if inspect.isawaitable(answer) else answer, step.request)
+
     def _call(self, request: CallRequest) -> _Steps:
         """One whole call: every attempt recorded, and one call row on every way out."""
-        current = _Current(self, request)
+        current = self._begin(request)
         try:
-            walk = yield from self._walk(request, current)
+            walk = yield from self._walk(current)
         except Exception as error:
             kind = "bad_request" if isinstance(error, ReplayError) else "exception"
             self._record(self.recorder.record_call, current.row(kind, self.clock.now_ms()))
@@ -167,7 +175,7 @@ class Router:
             raise
         row = current.row(None if walk.ok else current.why_failed, self.clock.now_ms())
         self._record(self.recorder.record_call, row)
-        outcome = current.outcome
+        outcome, session = current.outcome, current.session
         return Response(
             ok=walk.ok,
             value=None if outcome is None else outcome.value,
@@ -175,47 +183,72 @@ class Router:
             chosen=walk.chosen,
             path=tuple(walk.path),
             call=row,
+            attempts=current.attempts,
+            session=None if session is None else session.totals.plus(row),
             exception=None if outcome is None else outcome.exception,
         )
 
-    def _walk(self, request: CallRequest, current: _Current) -> Generator[Step, CallOutcome | None, Walk]:
-        """Decide, then walk down the ranking until a candidate answers or the policy gives up."""
+    def _begin(self, request: CallRequest) -> InFlight:
+        policy = request.policy or self.policy
+        if policy is not self.policy:
+            self._record(self.recorder.record_policy, policy)
+        return InFlight(
+            request,
+            self.clock.now_ms(),
+            usage_event_id=request.usage_event_id or self.next_event_id(),
+            policy_id=policy.identity,
+            settings_id=self.settings_id,
+            replica=self.replica,
+        )
+
+    def _walk(self, current: InFlight) -> Generator[_Step, Any, Walk]:
+        """Decide, then walk down the ranking until a candidate answers, or the policy or a limit ends it."""
+        request, decided_at = current.request, current.decided_at
         seen = Request.from_record(request.record())
         policy = request.policy or self.policy
-        evidence = current.evidence = self._evidence(current.decided_at)
-        current.offers = self.offers(current.decided_at)
+        if seen.envelope is not None:
+            narrowed(policy, seen)  # refused here, before it counts as a decision
+        limits = Limits(request.max_attempts, None if request.deadline_ms is None else decided_at + request.deadline_ms)
+        evidence, session = yield from self._evidence(current)
+        request = current.take_in(evidence, session)
+        current.offers = self.offers(decided_at)
         candidates = stamp((offer.candidate for offer in current.offers), evidence, request.hot_route)
         with self._lock:  # also around the plan: no attempt of this process may end between ranking and first step
-            current.seq = self._next_seq()
-            open_breakers, disabled = self.health.rank(current.decided_at)
+            current.replica_seq = self._next_seq()
+            open_breakers, disabled = self.health.rank(decided_at)
             state = State(open_breakers, disabled, request.credits)
             ranking = plan(policy, candidates, seen, state, request.seed)
             current.reason = ranking.reason or "no_candidates"
-            machine = failover(policy, ranking, candidates, self.health, current.decided_at)
+            machine = failover(policy, ranking, candidates, self.health, decided_at, limits)
             step = _advance(machine, None)
         while not isinstance(step, Walk):
             if isinstance(step, Wait):
                 yield step
                 with self._lock:
                     step = _advance(machine, (None, self.clock.now_ms()))
-                continue
-            started_at = self.clock.now_ms()
-            try:
-                outcome = yield step
-                assert outcome is not None, "an attempt is answered by its outcome"
-            except Exception as error:
-                outcome = CallOutcome(ok=False, error_kind=_kind_of(error), exception=error)
-            except BaseException:
-                self._abandon(policy, step, started_at, current)
-                raise
-            with self._lock:
-                ended_at, seq = self.clock.now_ms(), self._next_seq()
-                following = _advance(machine, (Ended(outcome.ok, outcome.kind), ended_at))
-            self._record_attempt(step, outcome, started_at, ended_at, seq, current)
-            step = following
+            else:
+                step = yield from self._attempt(policy, machine, step, current)
         return step
 
-    def _abandon(self, policy: Policy, step: Attempt, started_at: int, current: _Current) -> None:
+    def _attempt(
+        self, policy: Policy, machine: Generator[Step, Any, Walk], step: Attempt, current: InFlight
+    ) -> Generator[_Try, Any, Step | Walk]:
+        """Make one attempt, record it, and return what follows it."""
+        started_at = self.clock.now_ms()
+        try:
+            outcome: CallOutcome = yield _Try(step.candidate, current.left(started_at))
+        except Exception as error:
+            outcome = CallOutcome(ok=False, error_kind=_kind_of(error), exception=error)
+        except BaseException:
+            self._abandon(policy, step, started_at, current)
+            raise
+        with self._lock:
+            ended_at, seq = self.clock.now_ms(), self._next_seq()
+            following = _advance(machine, (Ended(outcome.ok, outcome.kind), ended_at))
+        self._record_attempt(step, outcome, started_at, ended_at, seq, current)
+        return following
+
+    def _abandon(self, policy: Policy, step: Attempt, started_at: int, current: InFlight) -> None:
         """Record the attempt that was in flight when the caller gave up.
 
         The breakers take it in as any other failure, since that is what its row says to whoever folds the ledger.
@@ -228,9 +261,9 @@ class Router:
         self._record_attempt(step, outcome, started_at, ended_at, seq, current)
 
     def _record_attempt(
-        self, step: Attempt, outcome: CallOutcome, started_at: int, ended_at: int, seq: int, current: _Current
+        self, step: Attempt, outcome: CallOutcome, started_at: int, ended_at: int, seq: int, current: InFlight
     ) -> None:
-        current.last, current.outcome = step, outcome
+        current.ended(step, outcome)
         row = AttemptRow(
             ts=ended_at,
             provider_id=step.candidate.provider_id,
@@ -251,25 +284,53 @@ class Router:
         )
         self._record(self.recorder.record_attempt, row)
 
-    def _evidence(self, now_ms: int) -> Evidence:
-        """Read the stamps, or reuse the last reading for `memo_ms`; a failed reading leaves everything neutral."""
+    def _evidence(self, current: InFlight) -> Generator[_Read, Any, tuple[Evidence, Session | None]]:
+        """Read the stamps, or reuse the last reading for `memo_ms`; a session is read for every call of it."""
+        request, now_ms = current.request, current.decided_at
         memo = self._memo
-        if memo is not None and 0 <= now_ms - memo.at_ms < self.memo_ms:
-            return memo
-        try:
-            evidence = self.stamps.read(now_ms)
-        except Exception:
-            log.exception("reading the stamps failed; this decision takes every route as unmeasured")
-            return Evidence.unavailable(now_ms)
-        self._memo = evidence
-        return evidence
+        if memo is not None and not 0 <= now_ms - memo.at_ms < self.memo_ms:
+            memo = None
+        if memo is not None and (self.sessions is None or not request.session_id):
+            return memo, None
+        read: tuple[Evidence, Session | None] = yield _Read(partial(self._gather, memo, now_ms, request))
+        return read
 
-    def _record(self, record: Callable[[Any], None], row: CallRow | AttemptRow) -> None:
+    def _gather(self, memo: Evidence | None, now_ms: int, request: CallRequest) -> tuple[Evidence, Session | None]:
+        """Read what is not remembered; a failed reading leaves the stamps neutral and the session unknown."""
+        evidence, session = memo, None
+        try:
+            if self.sessions is None or not request.session_id:
+                evidence = self.stamps.read(now_ms)
+            else:
+                if memo is not None:
+                    session = self.sessions.read_session(request.session_id)
+                else:
+                    evidence, session = self.sessions.read_for(now_ms, request.session_id)
+                session = visible_session(session, request.caller, self.sessions.read_session)
+        except Exception as error:
+            self._say_readable(False, error)
+            return evidence or Evidence.unavailable(now_ms), None
+        self._say_readable(True)
+        assert evidence is not None, "a reading gives the stamps, or they were remembered"
+        self._memo = evidence
+        return evidence, session
+
+    def _say_readable(self, readable: bool, error: Exception | None = None) -> None:
+        """Log when reading begins to fail and when it works again, not at each decision in between."""
+        if readable is self._readable:
+            return
+        self._readable = readable
+        if error is not None:
+            log.warning("the ledgers cannot be read (%s): routing on defaults until they can", _said(error))
+        else:
+            log.warning("the ledgers can be read again")
+
+    def _record(self, record: Callable[[Any], None], row: CallRow | AttemptRow | Policy | Settings) -> None:
         try:
             record(row)
-        except Exception:
+        except Exception as error:
             self.dropped_rows += 1
-            log.exception("recording a row failed; it is dropped (%d so far)", self.dropped_rows)
+            log.warning("recording a row failed (%s); %d are dropped so far", _said(error), self.dropped_rows)
 
     def _next_seq(self) -> int:
         self._seq += 1
@@ -280,67 +341,6 @@ class Router:
         with self._lock:
             self._calls += 1
             return f"{self.replica}-{self._calls}"
-
-
-class _Current:
-    """What is known of the call in flight, and its row at the end."""
-
-    def __init__(self, router: Router, request: CallRequest) -> None:
-        self.router = router
-        self.request = request
-        self.request_json = request.to_json()
-        self.usage_event_id = request.usage_event_id or router.next_event_id()
-        self.decided_at = router.clock.now_ms()
-        self.evidence: Evidence | None = None
-        self.offers: Sequence[Offer] = ()
-        self.seq: int | None = None
-        self.reason = "no_candidates"
-        self.last: Attempt | None = None
-        self.outcome: CallOutcome | None = None
-
-    @property
-    def why_failed(self) -> str | None:
-        """Error kind of the last attempt, or why there was none."""
-        return self.reason if self.outcome is None else self.outcome.kind
-
-    def row(self, error_type: str | None, ended_at: int) -> CallRow:
-        """The call's row: the final route is that of the last attempt, failed or not."""
-        candidate = None if self.last is None else self.last.candidate
-        outcome = self.outcome or CallOutcome(ok=False)
-        cost_usd, cost_basis = (None, None) if self.last is None else self.offers[self.last.index].cost(outcome)
-        tokens_known = outcome.tokens_in is not None and outcome.tokens_out is not None
-        request, evidence = self.request, self.evidence
-        return CallRow(
-            ts=ended_at // 1000,
-            usage_event_id=self.usage_event_id,
-            session_id=request.session_id,
-            consumer_sha=request.consumer_sha,
-            caller=request.caller,
-            route_key=None if candidate is None else candidate.route_key,
-            provider_id=None if candidate is None else candidate.provider_id,
-            model_family=None if candidate is None else candidate.model_family,
-            served_model_id=None if candidate is None else candidate.served_model_id,
-            requested_model=request.model_label,
-            status=http_status(error_type),
-            error_type=error_type,
-            latency_ms=float(max(0, ended_at - self.decided_at)),
-            tokens_in=outcome.tokens_in,
-            tokens_out=outcome.tokens_out,
-            tokens_total=(outcome.tokens_in or 0) + (outcome.tokens_out or 0) if tokens_known else None,
-            tokens_cached=outcome.tokens_cached,
-            cost_usd=cost_usd,
-            served_by=None if candidate is None else candidate.served_by,
-            cost_basis=cost_basis,
-            decided_at=self.decided_at,
-            evidence_at=None if evidence is None else evidence.at_ms,
-            request=self.request_json,
-            policy_id=(request.policy or self.router.policy).identity,
-            settings_id=self.router.settings_id,
-            replica=self.router.replica,
-            replica_seq=self.seq,
-            evidence_snapshot=None if evidence is None else evidence.snapshot,
-            evidence_state=None if evidence is None else evidence.state,
-        )
 
 
 def _advance(machine: Generator[Step, Any, Walk], message: Any) -> Step | Walk:
@@ -355,6 +355,11 @@ def _advance(machine: Generator[Step, Any, Walk], message: Any) -> Step | Walk:
 def _response(done: StopIteration) -> Response:
     response: Response = done.value
     return response
+
+
+def _said(error: Exception) -> str:
+    """What an error may say in a log: only our own messages are known to hold no connection string."""
+    return str(error) if isinstance(error, ReplayError) else type(error).__name__
 
 
 def _kind_of(error: Exception) -> str:

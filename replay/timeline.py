@@ -15,14 +15,17 @@ when the attempt's key is smaller. What a key is depends on what the ledger reco
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from replay.errors import ReplayError
+from replay.kernel.snapshots import first_seen
 from replay.ledger.load import Ledger
 from replay.settings import Settings
 from replay.virtual import Luck
@@ -30,12 +33,53 @@ from replay.virtual import Luck
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Codes = NDArray[np.int32]
 
 NEVER = np.int64(2**62)
 """A key no reader reaches."""
 
 BEFORE = np.int64(2**61)
 """Keys of what came before the first snapshot of a ledger: instants less this, so below every snapshot's place."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A column of texts as numbers: `codes[i]` is the place in `values` of row i's text, -1 where it has none.
+
+    >>> texts = Texts.of(pl.Series(["b", None, "a", "b"]))
+    >>> texts.values, texts.codes.tolist(), texts[1], texts[3]
+    (['a', 'b'], [1, -1, 0, 1], None, 'b')
+    """
+
+    codes: Codes
+    values: list[str]
+
+    @classmethod
+    def of(cls, series: pl.Series) -> Texts:
+        """Number the distinct texts of a column in byte order."""
+        values = series.drop_nulls().unique().sort()
+        codes = series.cast(pl.Enum(values), strict=True).to_physical().cast(pl.Int32).fill_null(-1)
+        return cls(codes.to_numpy(), values.to_list())
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, row: int) -> str | None:
+        code = int(self.codes[row])
+        return None if code < 0 else self.values[code]
+
+    def __iter__(self) -> Iterator[str | None]:
+        known = [*self.values, None]  # -1, no text, is the last
+        return (known[code] for code in self.codes.tolist())
+
+    def code(self, text: str) -> int:
+        """Return the number of a text, -2 (of no row) if no row has it."""
+        return self.values.index(text) if text in self.values else -2
+
+    def take(self, rows: Ints) -> pl.Series:
+        """Return the texts of some rows as a column."""
+        codes = self.codes[rows]
+        return pl.Series(self.values, dtype=pl.String).gather(pl.Series(codes).replace(-1, None))
 
 
 @dataclass(frozen=True)
@@ -46,15 +90,15 @@ class Attempts:
     ts_ms: Ints
     start_ms: Ints
     route: Ints
-    provider: list[str]
+    provider: Texts
     call: Ints
     number: Ints
     ok: Bools
     latency_ms: Floats  # nan: not recorded; inf: recorded, but no finite number
-    error_kind: list[str | None]
+    error_kind: Texts
     tools_requested: Bools
     tools_emitted: Bools
-    replica: list[str | None]
+    replica: Texts
     replica_seq: Ints
     txid: Ints
 
@@ -71,11 +115,14 @@ class Calls:
     evidence_ms: Ints
     route: Ints  # the final route as recorded, -1: none
     first_attempt: Ints  # index of the attempt numbered 1, -1: unknown
-    snapshot: list[str | None]
-    state: list[str | None]
-    replica: list[str | None]
+    snapshot: Snapshots
+    state: Texts
+    replica: Texts
     replica_seq: Ints
-    rows: list[dict[str, Any]]  # request, requested_model, policy_id, settings_id as recorded
+    request: Texts
+    requested_model: Texts
+    policy_id: Texts
+    settings_id: Texts
 
     def __len__(self) -> int:
         return len(self.id)
@@ -121,18 +168,22 @@ def _without_server(key: str) -> str | None:
 class Visibility:
     """Keys of every attempt and every decision; `instants` gives the key of a reader at any instant.
 
-    `visible_ms` is each attempt's end plus the assumed write lag. Recorded: `snapshots[key − 1]` is what a reader with
-    that key saw, and of rows without a transaction id those that were visible before `reach_ms[key − 1]`.
+    `visible_ms` is each attempt's end plus the assumed write lag. Recorded: `snapshot(key)` is what a reader with that
+    key saw, and of rows without a transaction id those that were visible before `reach_ms[key − 1]`.
     """
 
     kind: Literal["recorded", "lagged"]
     attempts: Ints
     calls: Ints
     visible_ms: Ints
-    snapshots: list[Snapshot]
     reach_ms: Ints
     _known_ms: Ints  # recorded: evidence instants in order, and the highest key read until then
     _known_key: Ints
+    _snapshots: pl.Series  # recorded: their texts, in the order of what they see
+
+    def snapshot(self, key: int) -> Snapshot:
+        """Return what a reader with this key saw: recorded visibility, keys from 1."""
+        return Snapshot.parse(self._snapshots[key - 1])
 
     def instants(self, at_ms: Ints) -> Ints:
         """Return the reader's key at each instant; recorded: what the latest decision until then had seen."""
@@ -168,9 +219,16 @@ def build(ledger: Ledger) -> Timeline:
     routes = sorted({*first_ms, *offer_routes}, key=str.encode)
     index = {key: number for number, key in enumerate(routes)}
     first = np.array([*(first_ms.get(key, NEVER) for key in routes), NEVER], dtype=np.int64)
-    call_of = {row: number for number, row in enumerate(calls["usage_event_id"]) if row is not None}
-    attempt_arrays = _attempts(attempts, index, call_of)
-    return Timeline(ledger, routes, attempt_arrays, _calls(calls, index, attempt_arrays), index, first)
+    attempt_arrays = _attempts(attempts, routes, _call_of(attempts, calls))
+    return Timeline(ledger, routes, attempt_arrays, _calls(calls, routes, attempt_arrays), index, first)
+
+
+def _call_of(attempts: pl.DataFrame, calls: pl.DataFrame) -> pl.Series:
+    """Return each attempt's call as its number, null where it has none; of two calls with one id the later counts."""
+    numbered = calls.select(request_id="usage_event_id").with_row_index("call").drop_nulls()
+    numbered = numbered.unique("request_id", keep="last")
+    joined = attempts.select("request_id").join(numbered, on="request_id", how="left", maintain_order="left")
+    return joined["call"]
 
 
 def offer_route_expr() -> pl.Expr:
@@ -207,45 +265,50 @@ def _start_ms() -> pl.Expr:
     return pl.coalesce("started_at", pl.col("ts") - _known_latency_ms())
 
 
-def _attempts(frame: pl.DataFrame, index: dict[str, int], call_of: dict[str, int]) -> Attempts:
+def _attempts(frame: pl.DataFrame, routes: list[str], calls: pl.Series) -> Attempts:
     frame = frame.with_columns(start=_start_ms())
-    calls = [call_of.get(request, -1) if request is not None else -1 for request in frame["request_id"]]
     return Attempts(
         id=_ints(frame["id"]),
         ts_ms=_ints(frame["ts"]),
         start_ms=_ints(frame["start"]),
-        route=np.array([index[key] for key in frame["route_key"]], dtype=np.int64),
-        provider=frame["provider_id"].fill_null("").to_list(),
-        call=np.array(calls, dtype=np.int64),
+        route=_route_numbers(frame["route_key"], routes),
+        provider=Texts.of(frame["provider_id"].fill_null("")),
+        call=_ints(calls),
         number=_ints(frame["attempt"]),
         ok=frame["ok"].to_numpy().astype(np.bool_),
         latency_ms=_latencies(frame["latency_ms"]),
-        error_kind=frame["error_kind"].to_list(),
+        error_kind=Texts.of(frame["error_kind"]),
         tools_requested=frame["tools_requested"].fill_null(False).to_numpy().astype(np.bool_),
         tools_emitted=frame["tool_calls_emitted"].fill_null(False).to_numpy().astype(np.bool_),
-        replica=frame["replica"].to_list(),
+        replica=Texts.of(frame["replica"]),
         replica_seq=_ints(frame["replica_seq"]),
         txid=_ints(frame["txid"]),
     )
 
 
-def _calls(frame: pl.DataFrame, index: dict[str, int], attempts: Attempts) -> Calls:
+def _calls(frame: pl.DataFrame, routes: list[str], attempts: Attempts) -> Calls:
     first = np.full(len(frame), -1, dtype=np.int64)
-    for number in np.flatnonzero((attempts.number == 1) & (attempts.call >= 0)):
-        first[attempts.call[number]] = number
-    columns = ["request", "requested_model", "policy_id", "settings_id", "session_id", "usage_event_id"]
+    numbered_one = np.flatnonzero((attempts.number == 1) & (attempts.call >= 0))
+    first[attempts.call[numbered_one]] = numbered_one  # of several, the last
     return Calls(
         id=_ints(frame["id"]),
         decided_ms=_ints(frame["decided_ms"]),
         evidence_ms=_ints(frame["evidence_ms"]),
-        route=np.array([-1 if key is None else index[key] for key in frame["route"]], dtype=np.int64),
+        route=_route_numbers(frame["route"], routes),
         first_attempt=first,
-        snapshot=frame["evidence_snapshot"].to_list(),
-        state=frame["evidence_state"].to_list(),
-        replica=frame["replica"].to_list(),
+        snapshot=Snapshots(frame["evidence_snapshot"]),
+        state=Texts.of(frame["evidence_state"]),
+        replica=Texts.of(frame["replica"]),
         replica_seq=_ints(frame["replica_seq"]),
-        rows=frame.select(columns).to_dicts(),
+        request=Texts.of(frame["request"]),
+        requested_model=Texts.of(frame["requested_model"]),
+        policy_id=Texts.of(frame["policy_id"]),
+        settings_id=Texts.of(frame["settings_id"]),
     )
+
+
+def _route_numbers(keys: pl.Series, routes: list[str]) -> Ints:
+    return _ints(keys.cast(pl.Enum(routes), strict=True).to_physical())
 
 
 def _latencies(series: pl.Series) -> Floats:
@@ -260,6 +323,15 @@ def _ints(series: pl.Series) -> Ints:
 
 
 # Visibility
+
+_SNAPSHOT = r"([0-9]{1,19}):([0-9]{1,19}):((?:[0-9]{1,19}(?:,[0-9]{1,19})*)?)"
+
+
+def _no_snapshot(text: str) -> ReplayError:
+    return ReplayError(
+        f"a call has the evidence_snapshot {text[:80]!r}; expected xmin:xmax:xip,… as pg_current_snapshot() "
+        'writes it, or null where it is unknown; correct the ledger, or set visibility = "lagged"'
+    )
 
 
 @dataclass(frozen=True)
@@ -278,12 +350,9 @@ class Snapshot:
     @classmethod
     def parse(cls, text: str) -> Snapshot:
         """Read the text form of `pg_current_snapshot()`, xmin:xmax:xip,…; raises ReplayError for any other."""
-        found = re.fullmatch(r"([0-9]{1,19}):([0-9]{1,19}):((?:[0-9]{1,19}(?:,[0-9]{1,19})*)?)", text)
+        found = re.fullmatch(_SNAPSHOT, text)
         if found is None:
-            raise ReplayError(
-                f"a call has the evidence_snapshot {text[:80]!r}; expected xmin:xmax:xip,… as pg_current_snapshot() "
-                'writes it, or null where it is unknown; correct the ledger, or set visibility = "lagged"'
-            )
+            raise _no_snapshot(text)
         xmin, xmax, running = found.groups()
         return cls(int(xmin), int(xmax), frozenset(int(one) for one in running.split(",") if one))
 
@@ -297,14 +366,62 @@ class Snapshot:
         return self.xmax - len(self.running)
 
 
+class Snapshots:
+    """Every call's snapshot: its text as recorded, null where unknown, and all of them as numbers."""
+
+    def __init__(self, texts: pl.Series) -> None:
+        self.texts = texts
+        self.known: Bools = texts.is_not_null().to_numpy()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, call: int) -> str | None:
+        text: str | None = self.texts[call]
+        return text
+
+    @cached_property
+    def read(self) -> SnapshotNumbers:
+        """All of them parsed at once; raises ReplayError for the first that is no snapshot."""
+        parts = self.texts.str.extract_groups(f"^{_SNAPSHOT}$").struct.unnest()
+        bounds = [parts[name].cast(pl.Int64, strict=False) for name in ("1", "2")]
+        for text in self.texts.filter(self.texts.is_not_null() & (bounds[0].is_null() | bounds[1].is_null())).head(1):
+            raise _no_snapshot(text)
+        lists = parts["3"].fill_null("").str.split(",")
+        lists = lists.list.eval(pl.element().filter(pl.element() != "").cast(pl.Int64))
+        starts = np.concatenate([[0], np.cumsum(lists.list.len().to_numpy(), dtype=np.int64)]).astype(np.int64)
+        return SnapshotNumbers(_ints(bounds[0]), _ints(bounds[1]), starts, _ints(lists.explode().drop_nulls()))
+
+
+@dataclass(frozen=True)
+class SnapshotNumbers:
+    """Snapshots as arrays: the ids running at snapshot i are `running[starts[i]:starts[i + 1]]`."""
+
+    xmin: Ints
+    xmax: Ints
+    starts: Ints
+    running: Ints
+
+    @property
+    def size(self) -> Ints:
+        """How many ids each sees; see `Snapshot.size`."""
+        return self.xmax - np.diff(self.starts)
+
+    def of(self, which: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+        """Return the four arrays of some snapshots, in that order."""
+        counts = np.diff(self.starts)[which]
+        starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+        places = np.repeat(self.starts[:-1][which] - starts[:-1], counts) + np.arange(starts[-1], dtype=np.int64)
+        return self.xmin[which], self.xmax[which], starts, self.running[places]
+
+
 NOTHING = Snapshot(0, 0, frozenset())
 """A snapshot that sees no transaction."""
 
 
 def visibility(timeline: Timeline, settings: Settings) -> Visibility:
     """Return who sees what: recorded where the ledger has snapshots and the settings do not say otherwise."""
-    recorded = any(text is not None for text in timeline.calls.snapshot)
-    if settings.visibility == "best" and recorded and np.any(timeline.attempts.txid >= 0):
+    if settings.visibility == "best" and timeline.calls.snapshot.known.any() and np.any(timeline.attempts.txid >= 0):
         return _recorded(timeline, settings)
     return _lagged(timeline, settings)
 
@@ -327,7 +444,8 @@ def _lags(timeline: Timeline, settings: Settings) -> Ints:
 def _lagged(timeline: Timeline, settings: Settings) -> Visibility:
     nothing = np.empty(0, dtype=np.int64)
     keys = timeline.attempts.ts_ms + _lags(timeline, settings)
-    return Visibility("lagged", keys, timeline.calls.evidence_ms, keys, [], nothing, nothing, nothing)
+    texts = pl.Series(dtype=pl.String)
+    return Visibility("lagged", keys, timeline.calls.evidence_ms, keys, nothing, nothing, nothing, texts)
 
 
 def _recorded(timeline: Timeline, settings: Settings) -> Visibility:
@@ -339,32 +457,21 @@ def _recorded(timeline: Timeline, settings: Settings) -> Visibility:
     more than that one, so that nobody unsees it where the clocks of two replicas differ.
     """
     calls, attempts = timeline.calls, timeline.attempts
-    parsed = {text: Snapshot.parse(text) for text in calls.snapshot if text is not None}
-    having = np.flatnonzero([text is not None for text in calls.snapshot])
-    sizes = np.array([parsed[text].size for text in calls.snapshot if text is not None], dtype=np.int64)
-    order = having[np.lexsort((calls.id[having], calls.evidence_ms[having], sizes))]
-    snapshots = [parsed[calls.snapshot[call] or ""] for call in order.tolist()]
+    read = calls.snapshot.read
+    having = np.flatnonzero(calls.snapshot.known)
+    order = having[np.lexsort((calls.id[having], calls.evidence_ms[having], read.size[having]))]
+    texts = calls.snapshot.texts.gather(order)
     reach_ms = np.maximum.accumulate(calls.evidence_ms[order])
     by_time = np.argsort(calls.evidence_ms[order], kind="stable")
     known_ms, known_key = calls.evidence_ms[order][by_time], np.maximum.accumulate(by_time + 1)
 
     visible_ms = attempts.ts_ms + _lags(timeline, settings)
-    first_seen = {txid: _first_seen(snapshots, txid) for txid in set(attempts.txid.tolist()) if txid >= 0}
-    seen = np.array([first_seen.get(txid, -1) for txid in attempts.txid.tolist()], dtype=np.int64)
+    seen = first_seen(*read.of(order), attempts.txid, int(NEVER))
     passed = np.searchsorted(reach_ms, visible_ms, side="right")
     keys = np.where(attempts.txid >= 0, seen, np.where(passed < len(order), passed, NEVER))
     keys = np.where((keys == 0) & (visible_ms < known_ms[0]), visible_ms - BEFORE, keys)
 
-    result = Visibility("recorded", keys, known_key, visible_ms, snapshots, reach_ms, known_ms, known_key)
+    result = Visibility("recorded", keys, known_key, visible_ms, reach_ms, known_ms, known_key, texts)
     call_keys = result.instants(calls.evidence_ms)
     call_keys[order] = np.arange(1, len(order) + 1)
     return replace(result, calls=call_keys)
-
-
-def _first_seen(snapshots: list[Snapshot], txid: int) -> int:
-    """Return the number of the first snapshot that sees a transaction (they only grow), NEVER if none does."""
-    low, high = 0, len(snapshots)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if snapshots[middle].sees(txid) else (middle + 1, high)
-    return low if low < len(snapshots) else int(NEVER)

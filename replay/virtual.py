@@ -11,9 +11,11 @@ import heapq
 import math
 import types
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from replay.errors import ReplayError
+
+T = TypeVar("T")
 
 
 class Luck:
@@ -78,6 +80,10 @@ class World:
     async def sleep_async(self, duration_ms: float) -> None:
         """Wait; a fraction of a millisecond is rounded up."""
         await _pause(math.ceil(duration_ms))
+
+    async def work_async(self, work: Callable[[], T]) -> T:
+        """Do work at once: it takes no virtual time."""
+        return work()
 
     def at(self, at_ms: int, event: Callable[[], None]) -> None:
         """Let something happen at an instant (now, if that has passed), after all that was scheduled for it before."""

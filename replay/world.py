@@ -208,9 +208,6 @@ class Simulation:
         return self._routers[max(lives, key=lambda life: life.start_ms).replica]
 
     def _arrive(self, arrival: Arrival, progress: Callable[[int, int], None] | None) -> None:
-        request = arrival.request
-        if request.session_id is not None:
-            request = replace(request, hot_route=self.ledger.hot_route(request.session_id, self.world.now_ms()))
         attempts: Counter[str] = Counter()
 
         async def provider(candidate: Candidate, request: CallRequest) -> CallOutcome:
@@ -219,7 +216,7 @@ class Simulation:
 
         async def serve() -> None:
             try:
-                await self._router_for(arrival).execute_async(request, provider)
+                await self._router_for(arrival).execute_async(arrival.request, provider)
             finally:
                 self.responses += 1
                 if progress is not None:

@@ -64,7 +64,7 @@ def _snapshot_at(measuring: Measuring, at_ms: int) -> Snapshot:
     if visibility.kind == "lagged":
         return NOTHING
     key = int(visibility.instants(np.array([at_ms], dtype=np.int64))[0])
-    return visibility.snapshots[key - 1] if key > 0 else NOTHING
+    return visibility.snapshot(key) if key > 0 else NOTHING
 
 
 def _print_stamps(

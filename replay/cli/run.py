@@ -14,6 +14,7 @@ from replay.cli.policy import admit_named
 from replay.cli.progress import shown
 from replay.cli.show import console, print_record
 from replay.durations import duration_ms, instant_ms
+from replay.engine import Core
 from replay.errors import ReplayError
 from replay.estimators import Ema, Window
 from replay.ledger.lacks import lacks
@@ -49,6 +50,7 @@ def run_command(
     prices: Annotated[str | None, typer.Option(help="recorded, measured, or an instant whose list to use.")] = None,
     scale_price: Annotated[list[str] | None, typer.Option(help="PROVIDER=FACTOR on its prices; repeatable.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of whatever is drawn.")] = None,
+    core: Annotated[Core, typer.Option(help="What decides; both decide alike.")] = "compiled",
 ) -> None:
     """Replay every recorded decision under each of the settings, audited, into a run's folder.
 
@@ -69,11 +71,16 @@ def run_command(
         say("reading the mirror", 0, 1)
         with open_mirror(mirror) as connection:
             ledger, inferred = load_ledger(connection), lacks(connection)
-        done = engine.run(ledger, chosen, given, since_ms, until_ms, say)
-        say("writing the run's folder", 0, 1)
-        made = record.make_record(done, ledger.identity, given, inferred, since_ms, until_ms)
-        record.write(out, made, done, mirror)
+        with record.Writer(out) as writer:
+            done = engine.run(ledger, chosen, given, since_ms, until_ms, say, core=core, sink=writer)
+            say("writing the run's folder", 0, 1)
+            hashes = writer.hashes(done)
+            made = record.make_record(done, ledger.identity, given, inferred, since_ms, until_ms, hashes)
+            writer.finish(made, done, mirror)
     print_record(console(), made, out)
+    for one in done.replayed:
+        if one.interpreted is not None:
+            console().print(f"{one.settings.name} was decided by the interpreter: {one.interpreted}")
     if not done.passed:
         raise typer.Exit(1)
 

@@ -5,7 +5,7 @@ from replay.core.candidates import Candidate, Request, State
 from replay.core.fields import CORE_SCHEMA, Field, Schema
 from replay.core.health import CLIENT_ERROR_KINDS, Health
 from replay.core.library import SHIPPED_FIELDS, SHIPPED_POLICIES, load_policy
-from replay.core.machine import Attempt, Outcome, Step, Wait, Walk, failover
+from replay.core.machine import Attempt, Limits, Outcome, Step, Wait, Walk, failover
 from replay.core.planning import Plan, plan
 from replay.core.policy import Action, Policy, admit, admit_pred
 
@@ -20,6 +20,7 @@ __all__ = [
     "Candidate",
     "Field",
     "Health",
+    "Limits",
     "Outcome",
     "Plan",
     "Policy",

@@ -77,7 +77,7 @@ def _is(pred: Term, candidate: Candidate, context: Context) -> str | None:
 
 def _cmp(pred: Term, candidate: Candidate, context: Context) -> str | None:
     _, field, relation, bound = pred
-    holds = _COMPARISONS[relation](context.read(field, candidate), bound)
+    holds = _COMPARISONS[relation](context.read(field, candidate), float(bound))
     return None if holds else f"cmp:{field}:{relation}"
 
 
@@ -107,7 +107,7 @@ def _meets_req(pred: Term, candidate: Candidate, context: Context) -> str | None
         if need in _CAPABILITY_NEEDS and not candidate.capabilities.get(f"supports_{need}"):
             return f"missing_capability:{need}"
     min_context = required.get("min_context")
-    if min_context is not None and context.read("context", candidate) < min_context:
+    if min_context is not None and context.read("context", candidate) < float(min_context):
         return "min_context"
     family = required.get("model_family")
     if family is not None and candidate.model_family != family:
@@ -121,7 +121,7 @@ def _meets_req(pred: Term, candidate: Candidate, context: Context) -> str | None
     if privacy == "no_log" and not (context.read("no_log", candidate) or context.read("has_tee", candidate)):
         return "no_log"
     min_tok_s = required.get("min_tok_s")
-    if min_tok_s is not None and context.read("tok_s", candidate) < min_tok_s:
+    if min_tok_s is not None and context.read("tok_s", candidate) < float(min_tok_s):
         return "min_tok_s"
     return None
 

@@ -38,6 +38,34 @@ Step = Attempt | Wait
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Where a walk ends early: after so many attempts, or at an instant (ms); None does not limit it.
+
+    The first attempt is made whatever the instant, so limits never change which candidate a decision chose.
+    """
+
+    max_attempts: int | None = None
+    until_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_attempts is not None and self.max_attempts < 1:
+            raise ReplayError(f"max_attempts is {self.max_attempts}; expected 1 or more: leave it out for no limit")
+
+    def reached(self, attempts: int, starts_ms: float) -> str | None:
+        """Name the limit that forbids another attempt at an instant, None if there is none.
+
+        >>> Limits(2, 500).reached(1, 499), Limits(2, 500).reached(1, 500), Limits(2, 500).reached(2, 0)
+        (None, 'deadline', 'max_attempts')
+        """
+        if self.max_attempts is not None and attempts >= self.max_attempts:
+            return "max_attempts"
+        return "deadline" if attempts and self.until_ms is not None and starts_ms >= self.until_ms else None
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How an attempt ended; a failure names its kind."""
 
@@ -60,12 +88,19 @@ class Walk:
 
 
 def failover(
-    policy: Policy, plan: Plan, candidates: Sequence[Candidate], health: Health, now_ms: float
+    policy: Policy,
+    plan: Plan,
+    candidates: Sequence[Candidate],
+    health: Health,
+    now_ms: float,
+    limits: Limits = NO_LIMITS,
 ) -> Generator[Step, tuple[Outcome | None, float], Walk]:
     """Walk the plan's ranking; start it with `next()`.
 
     After an `Attempt` send `(outcome, now_ms)`, after a `Wait` send `(None, now_ms)`. The machine keeps `health`
-    up to date itself, at each attempt's end. The generator returns the `Walk`.
+    up to date itself, at each attempt's end. The generator returns the `Walk`. Where a limit forbids the next attempt
+    the walk ends with `max_attempts: LAST_KIND` or `deadline: LAST_KIND`; a wait that would pass the deadline is not
+    begun.
 
     >>> from replay.core.planning import plan as decide
     >>> from replay.core.policy import admit
@@ -89,6 +124,8 @@ def failover(
             cursor += 1
             continue
         retries = 0
+        if (limit := limits.reached(attempts, now_ms)) is not None:
+            return Walk(False, f"{limit}: {last_kind}", None, tuple(path))
         while True:
             attempts += 1
             outcome, now_ms = yield Attempt(candidate, index, attempts, retries + 1)
@@ -108,6 +145,8 @@ def failover(
                 break
             retries += 1
             backoff_ms = action.backoff_before(retries)
+            if (limit := limits.reached(attempts, now_ms + max(backoff_ms, 0))) is not None:
+                return Walk(False, f"{limit}: {kind}", None, tuple(path))
             path.append(_event("retry_scheduled", candidate, attempt=retries, backoff_ms=backoff_ms))
             _, now_ms = yield Wait(max(backoff_ms, 0))
         move = action.action

@@ -174,6 +174,12 @@ def world_scenario(**changes: Any) -> Scenario:
 
 
 @pytest.fixture(scope="session")
+def scenario() -> Callable[..., Scenario]:
+    """Make the small world's scenario; keyword arguments change it."""
+    return world_scenario
+
+
+@pytest.fixture(scope="session")
 def world(measured_policy: Policy) -> Callable[..., Ledger]:
     """Let routers live in the small world, and give the ledger they recorded."""
 

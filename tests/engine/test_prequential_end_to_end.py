@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 
 from analysis.prequential import AS_READ, AT_ATTEMPT, BRIER, LATENCY, LOG_LOSS, score
-from replay import engine, timeline
+from replay import timeline
 from replay.ledger.load import Ledger
 from replay.ledger.mirror import open_mirror
 from replay.measuring import Measuring
+from replay.predictions import predictions
 from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW, Settings
 
 ATTEMPTS = 5_000
@@ -100,7 +101,7 @@ def test_figures_of_5000_real_attempts_are_the_definition(
     """Brier, log loss, log-latency error and share stamped, at the attempt and as read, equal a quadratic loop's."""
     rows, evidence_ms = real
     axis = timeline.build(measured_ledger)
-    figures = score(engine.predictions(Measuring(axis, chosen), np.arange(ATTEMPTS, dtype=np.int64)))
+    figures = score(predictions(Measuring(axis, chosen), np.arange(ATTEMPTS, dtype=np.int64)))
     for question in (AT_ATTEMPT, AS_READ):
         expected = oracle(rows, evidence_ms, rule, question, zero_counts)
         for metric in (BRIER, LOG_LOSS, LATENCY):
@@ -123,7 +124,7 @@ def test_an_attempt_without_start_or_call_is_kept_apart(ledger_of: Any, attempt:
         attempt(5, 10_000, latency_ms=float("nan"), request_id="a"),
     ]
     ledger = ledger_of(attempts=rows, calls=[call(7, 1_500, usage_event_id="a")])
-    frame = engine.predictions(Measuring(timeline.build(ledger), PRODUCTION_NOW), np.arange(5, dtype=np.int64))
+    frame = predictions(Measuring(timeline.build(ledger), PRODUCTION_NOW), np.arange(5, dtype=np.int64))
     assert frame["start_ms"].to_list() == [900, 6_000, None, 2_000, None]
     assert frame["call_id"].to_list() == [7, 7, None, None, 7]
     assert frame["evidence_ms"].to_list() == [1_500, 1_500, None, None, 1_500]
@@ -140,6 +141,6 @@ def test_a_fallback_is_predicted_by_what_its_call_read(ledger_of: Any, attempt: 
         attempt(3, 4_000, ok=True, started_at=3_500, request_id="a", attempt=2),
     ]
     ledger = ledger_of(attempts=rows, calls=[call(1, 2_000, usage_event_id="a")])
-    frame = engine.predictions(Measuring(timeline.build(ledger), PRODUCTION_NOW), np.arange(3, dtype=np.int64))
+    frame = predictions(Measuring(timeline.build(ledger), PRODUCTION_NOW), np.arange(3, dtype=np.int64))
     assert frame["p_read"].to_list() == [None, 1.0, 1.0]
     assert frame["p_start"].to_list() == [None, 1.0, 0.5]

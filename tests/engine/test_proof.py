@@ -10,13 +10,12 @@ import polars as pl
 import pytest
 
 from replay import audit as audit_room
-from replay import engine, offerbook, timeline
+from replay import engine, timeline
 from replay.audit import Audit, audit, audited
-from replay.deciding import Decider, Policies
 from replay.engine import Run
 from replay.ledger.load import Ledger
 from replay.measuring import Measuring, Questions, Stamps
-from replay.reproduction import Reproduction, measurings, recorded_settings, reproduce
+from replay.reproduction import Reproduction
 from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW, Settings
 
 
@@ -64,10 +63,7 @@ def test_the_small_world_reproduces_with_every_decision_audited(small_world: Led
 
 def reproduced(ledger: Ledger) -> Reproduction:
     """Reproduce a ledger without replaying or auditing anything else."""
-    axis = timeline.build(ledger)
-    decider = Decider(axis, offerbook.build(axis), Policies(axis))
-    known = recorded_settings(axis)
-    return reproduce(decider, {name: decider.parts(one) for name, one in measurings(axis, known).items()}, known)
+    return engine.reproduce(ledger)
 
 
 def test_flipped_outcomes_are_noticed(small_world: Ledger) -> None:
@@ -85,10 +81,10 @@ def test_flipped_outcomes_are_noticed(small_world: Ledger) -> None:
 
 
 def test_a_removed_attempt_is_noticed(small_world: Ledger) -> None:
-    """Remove a first attempt: its decision is excluded by name, and the gap in its replica's numbering is reported."""
+    """Remove a first attempt: its decision is excluded by name, and so are those after it that it leaves in doubt."""
     victim = small_world.attempts.filter(pl.col("attempt") == 1)["id"][40]
     lacking = replace(small_world, attempts=small_world.attempts.filter(pl.col("id") != victim))
-    assert reproduced(lacking).excluded == {"first attempt not recorded": 1}
+    assert reproduced(lacking).excluded == {"first attempt not recorded": 1, "rows of its process are missing": 7}
     warnings = engine.run(lacking, [PRODUCTION_NOW], prove=False).warnings
     assert any("1 numbers are missing" in warning for warning in warnings)
 

@@ -89,7 +89,12 @@ EVERY = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "title"), EVERY)
 def test_the_commands_of_a_page_run_as_pasted(
-    page: Path, title: str, checkout: Path, environment: dict[str, str], with_demo: Callable[[], None]
+    page: Path,
+    title: str,
+    checkout: Path,
+    environment: dict[str, str],
+    with_demo: Callable[[], None],
+    request: pytest.FixtureRequest,
 ) -> None:
     """In order, in a checkout, each with its documented exit code; every quoted line is part of the output."""
     part = sessions(page)[title]
@@ -98,6 +103,8 @@ def test_the_commands_of_a_page_run_as_pasted(
     first_steps = page.name == "README.md" and not title
     if page.name != "README.md":
         with_demo()
+    if "DATABASE_URL" in page.read_text(encoding="utf-8"):
+        environment |= {"DATABASE_URL": request.getfixturevalue("postgres_url")}
     if not first_steps:  # which activate the environment themselves
         environment |= {"PATH": f"{checkout / '.venv' / 'bin'}:{environment['PATH']}"}
     done = subprocess.run(

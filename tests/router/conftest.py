@@ -35,6 +35,10 @@ class ManualClock:
         """Let time pass."""
         self.now += int(duration_ms)
 
+    async def work_async(self, work: Callable[[], Any]) -> Any:
+        """Do it at once."""
+        return work()
+
 
 Script = Sequence[tuple[int, CallOutcome | BaseException]]
 """What happens at each attempt, in order: it takes so many ms, then gives an outcome or raises."""

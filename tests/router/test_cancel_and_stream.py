@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from replay.calls import CallOutcome, CallRequest
+from replay.clock import SystemClock
 from replay.core import Candidate
+from replay.stamps import Evidence
 
 OK = CallOutcome(ok=True, tokens_in=10, tokens_out=2)
 
@@ -66,6 +69,62 @@ def test_a_cancellation_counts_for_the_breaker_as_its_row_says(bench: Any) -> No
     assert bench.router.health.open_breakers(bench.clock.now) == {"ant"}
     bench.run([(1, OK)])
     assert bench.rows()[0][-1].route_key == "bee|atlas|bee"
+
+
+class Blocking:
+    """Stamps whose reading blocks its thread until it is let go."""
+
+    def __init__(self) -> None:
+        self.entered, self.go = threading.Event(), threading.Event()
+
+    def read(self, now_ms: int) -> Evidence:
+        """Wait, then say nothing."""
+        self.entered.set()
+        assert self.go.wait(30)
+        return Evidence(now_ms)
+
+
+def with_real_waiting(bench: Any) -> Any:
+    """Let a bench's clock do blocking work as the real one does."""
+    bench.clock.work_async = SystemClock().work_async
+    return bench
+
+
+def test_the_loop_goes_on_while_evidence_is_read(new_bench: Any) -> None:
+    """Another task runs, and only it lets the reading end."""
+    stamps = Blocking()
+    bench = with_real_waiting(new_bench(stamps=stamps))
+
+    async def answer(candidate: Candidate, request: CallRequest) -> CallOutcome:
+        return OK
+
+    async def main() -> Any:
+        task = asyncio.create_task(bench.router.execute_async(CallRequest(), answer))
+        while not stamps.entered.is_set():
+            await asyncio.sleep(0.001)
+        stamps.go.set()
+        return await task
+
+    assert asyncio.run(main()).ok
+
+
+def test_a_call_cancelled_while_evidence_is_read_is_recorded_without_a_decision(new_bench: Any) -> None:
+    """The cancellation does not wait for the database; nothing was attempted, and no evidence is claimed."""
+    stamps = Blocking()
+    bench = with_real_waiting(new_bench(stamps=stamps))
+
+    async def main() -> None:
+        task = asyncio.create_task(bench.router.execute_async(CallRequest(), pytest.fail))
+        while not stamps.entered.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        stamps.go.set()
+
+    asyncio.run(main())
+    (call,), attempts = bench.rows()
+    assert (call.error_type, call.replica_seq, call.evidence_state, attempts) == ("cancelled", None, None, ())
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])

@@ -17,6 +17,7 @@ from replay.estimators import ToolsWindow, Window
 from replay.ledger.duck import DuckLedger
 from replay.ledger.memory import MemoryLedger
 from replay.ledger.rows import AttemptRow, CallRow, OfferRow, columns
+from replay.sessions import Session
 from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW, Measure, Settings, Tools
 
 SMALL = Settings(
@@ -76,9 +77,12 @@ events = st.lists(
                 CallRow,
                 ts=st.integers(0, 5),
                 session_id=st.sampled_from(["s", "t", "", None]),
+                caller=st.sampled_from(["ann", "bob", None]),
                 provider_id=st.just("p"),
                 served_by=st.sampled_from(["x", "y", "", None]),
                 status=st.sampled_from([200, 399, 400, None]),
+                tokens_in=st.sampled_from([7, None]),
+                cost_usd=st.sampled_from([0.1, 4e-7, 5e-13, -2.5, 1e6, float("inf"), None]),
             ),
             st.integers(0, 300),
         ),
@@ -93,7 +97,7 @@ events = st.lists(
 def test_memory_and_duckdb_say_the_same_at_every_instant(
     connection: duckdb.DuckDBPyConnection, events: list[tuple[str, Any, int]]
 ) -> None:
-    """Random rows, lags and readings (of clocks that need not agree): same stats, verdicts, snapshot and hot route."""
+    """Random rows, lags and readings (of clocks that need not agree): same stats, verdicts, snapshot and session."""
     connection.execute("DELETE FROM calls; DELETE FROM route_observations")
     clock, lag_ms = At(), 0
 
@@ -106,7 +110,7 @@ def test_memory_and_duckdb_say_the_same_at_every_instant(
         if what == "read":
             memory, duck = (ledger.read(clock.now + value) for ledger in ledgers)
             assert memory == duck
-            assert ledgers[0].hot_route("s", clock.now) == ledgers[1].hot_route("s", clock.now)
+            assert ledgers[0].read_session("s") == ledgers[1].read_session("s")
         for ledger in ledgers:
             if what == "attempt":
                 ledger.record_attempt(value)
@@ -184,9 +188,9 @@ def test_the_hot_route_is_the_latest_successful_call_s_and_the_later_id_wins_a_t
     found = []
     for ts, served_by, status in ((5, "a", 200), (5, "b", 200), (4, "c", 200), (9, "d", 400), (9, None, 200)):
         ledger.record_call(CallRow(ts=ts, session_id="s", provider_id="p", served_by=served_by, status=status))
-        found.append(ledger.hot_route("s", 0))
+        found.append(ledger.read_session("s").hot_route)
     assert found == ["p||a", "p||b", "p||b", "p||b", "p||b"]
-    assert ledger.hot_route("t", 0) is None
+    assert ledger.read_session("t") == Session("t")
 
 
 @pytest.mark.parametrize(("failed", "condemned"), [("excluded", frozenset()), ("counted", frozenset({"p||"}))])

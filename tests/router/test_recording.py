@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay.calls import CallOutcome, CallRequest
+from replay.errors import ReplayError
 from replay.settings import PRODUCTION_NOW
+from replay.stamps import Evidence
 
 OK = CallOutcome(ok=True, tokens_in=1000, tokens_cached=400, tokens_out=200)
 START_MS = 1_772_409_600_000
@@ -156,6 +158,46 @@ def test_a_request_that_the_core_refuses_is_a_recorded_bad_request(bench: Any) -
     assert (call.status, call.error_type, call.evidence_state, attempts) == (400, "bad_request", None, ())
 
 
+def test_a_refused_envelope_never_counts_as_a_decision(bench: Any) -> None:
+    """Its call has no number among the decisions, so a replay does not hold it against one."""
+    with pytest.raises(Exception, match="made_up"):
+        bench.run([], CallRequest(envelope=["made_up"]))
+    bench.run([(1, OK)])
+    calls, _ = bench.rows()
+    assert [(call.error_type, call.replica_seq) for call in calls] == [("bad_request", None), (None, 1)]
+
+
+def test_a_response_tells_what_the_host_may_tell_its_client(bench: Any) -> None:
+    """Route, attempts, policy, cost with its basis, and the session's meter; nothing that is unknown."""
+    request = CallRequest(session_id="s")
+    told = bench.run([(1, failed("timeout")), (1, OK)], request).metadata()
+    assert told == {
+        "chosen": "bee|atlas|bee",
+        "attempts": 2,
+        "policy_id": bench.policy.identity,
+        "cost_usd": 0.00492,
+        "cost_basis": "computed",
+        "session_calls": 1,
+        "session_tokens_in": 1000,
+        "session_tokens_out": 200,
+        "session_tokens_cached": 400,
+        "session_cost_usd": 0.00492,
+    }
+    failing = bench.run([(1, failed("timeout"))] * 3).metadata()
+    assert failing == {"attempts": 3, "policy_id": bench.policy.identity, "error": "exhausted: timeout"}
+
+
+def test_policies_and_settings_are_recorded_as_soon_as_calls_can_name_them(bench: Any, new_bench: Any) -> None:
+    """The router's own at its start, one that arrives with a call when it does."""
+    other = new_bench(term=["policy", ["top"], ["zero"], ["ordered"], ["id"], ["always", {"action": "abort"}]]).policy
+    assert (set(bench.ledger.policies), set(bench.ledger.all_settings)) == (
+        {bench.policy.identity},
+        {PRODUCTION_NOW.identity},
+    )
+    bench.run([(1, OK)], CallRequest(policy=other))
+    assert set(bench.ledger.policies) == {bench.policy.identity, other.identity}
+
+
 def test_an_interrupted_synchronous_call_is_recorded_and_the_interrupt_goes_on(bench: Any) -> None:
     """KeyboardInterrupt in the callable: the attempt in flight and the call are recorded as cancelled."""
     with pytest.raises(KeyboardInterrupt):
@@ -176,7 +218,7 @@ class Exploding:
         """Fail."""
         raise ConnectionError("database is away")
 
-    record_attempt = record_call
+    record_attempt = record_policy = record_settings = record_call
 
 
 def test_stamps_that_cannot_be_read_leave_every_candidate_neutral(new_bench: Any) -> None:
@@ -196,11 +238,37 @@ def test_stamps_that_cannot_be_read_leave_every_candidate_neutral(new_bench: Any
     assert (call.evidence_state, call.evidence_snapshot, call.evidence_at) == ("unavailable", None, START_MS)
 
 
+def test_a_failing_reading_is_logged_when_it_begins_and_ends_without_what_it_may_quote(
+    new_bench: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line each, not one per call; only our own errors are quoted, since others may hold a connection string."""
+
+    class Flaky:
+        error: Exception | None = None
+
+        def read(self, now_ms: int) -> Evidence:
+            if self.error is not None:
+                raise self.error
+            return Evidence(now_ms)
+
+    stamps = Flaky()
+    bench = new_bench(stamps=stamps)
+    for stamps.error in (OSError("password=hunter2"), OSError("password=hunter2"), None, ReplayError("busy"), None):
+        bench.run([(1, OK)])
+    assert [record.getMessage() for record in caplog.records] == [
+        "the ledgers cannot be read (OSError): routing on defaults until they can",
+        "the ledgers can be read again",
+        "the ledgers cannot be read (busy): routing on defaults until they can",
+        "the ledgers can be read again",
+    ]
+    assert "hunter2" not in caplog.text
+
+
 def test_a_recorder_that_fails_never_reaches_the_caller(new_bench: Any) -> None:
     """Rows that cannot be recorded are dropped and counted."""
     bench = new_bench(recorder=Exploding())
     assert bench.run([(5, failed("timeout")), (5, OK)]).ok
-    assert bench.router.dropped_rows == 3
+    assert bench.router.dropped_rows == 5  # two attempts, the call, the policy, the settings
 
 
 def test_reported_cost_wins_over_the_list_price_and_a_subscription_costs_nothing(new_bench: Any) -> None:
