@@ -58,12 +58,16 @@ class Stamps:
 
 
 class Measuring:
-    """One setting on one timeline: who is which process, what each decision could see, and the stamps that follow."""
+    """One setting on one timeline: who is which process, what each decision could see, and the stamps that follow.
 
-    def __init__(self, timeline: Timeline, settings: Settings) -> None:
+    `like` is another of the same timeline; its visibility serves where both settings see alike.
+    """
+
+    def __init__(self, timeline: Timeline, settings: Settings, like: Measuring | None = None) -> None:
         self.timeline = timeline
         self.settings = settings
-        self.visibility: Visibility = visibility(timeline, settings)
+        shared = like is not None and sight(like.settings) == sight(settings)
+        self.visibility: Visibility = like.visibility if like and shared else visibility(timeline, settings)
         self.call_process, self.attempt_process, self.process_count = _processes(timeline, settings)
         self.order: Order = "sequence" if settings.replicas is None and _numbered(timeline) else "time"
         self.mute: Bools = timeline.calls.state.codes == timeline.calls.state.code("unavailable")
@@ -224,6 +228,15 @@ class Measuring:
             return Reads(questions.shared_key, questions.shared_ms, questions.route)
         group = questions.route * self.process_count + questions.process
         return Reads(questions.own_key, questions.own_ms, np.where(questions.route < 0, -1, group))
+
+
+def sight(settings: Settings) -> tuple[object, ...]:
+    """Return all that visibility depends on; the seed only where a lag is drawn.
+
+    >>> sight(Settings(seed=1)) == sight(Settings(seed=2))
+    True
+    """
+    return settings.visibility, settings.lag_ms, settings.seed if len(settings.lag_ms) > 1 else None
 
 
 def _kinds_kept(timeline: Timeline, measure: Measure) -> Bools:

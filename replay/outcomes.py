@@ -219,7 +219,7 @@ def interpreted(
             decision = few.decide(call, parts, recorded_policy=recorded_policy)
             if decision is not None:
                 _note(found, row, decision, int(actual[row]), routes, numbers)
-        yield Block(some, found, list(numbers))
+        yield Block(some, found, lambda: list(numbers))
 
 
 def _note(found: Found, row: int, decision: Decision, actual: int, routes: list[str], numbers: dict[str, int]) -> None:

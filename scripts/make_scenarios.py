@@ -73,6 +73,7 @@ def edges_ledger() -> Ledger:
             price_in=price,
             price_out=2 * price,
             context=context,
+            tier="marketplace" if peer else None,
             capabilities='{"supports_tools": true}',
         )
         for place, (provider, peer, price, context) in enumerate(

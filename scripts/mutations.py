@@ -133,8 +133,11 @@ def gate(scratch: Scratch, *scenarios: str) -> Finding:
     if failed is None:
         said = (done.stderr or done.stdout).strip().splitlines() or ["nothing was said"]
         return Finding("the gate, which stopped", said[-1])
-    divergence = re.search(r"^✗ (First divergence: .*)$", done.stdout[failed.end() :], re.MULTILINE)
-    return Finding(f"gate: {failed[1]}", failed[2], divergence[1] if divergence else "")
+    report = done.stdout[failed.end() :]
+    divergence = re.search(r"^✗ (First divergence: .*)$", report, re.MULTILINE)
+    table = re.search(r"^(The (?:input differs|shared SQL answers otherwise))\n.*\n +(.*)$", report, re.MULTILINE)
+    where = divergence[1] if divergence else f"{table[1]}: {' '.join(table[2].split())}" if table else ""
+    return Finding(f"gate: {failed[1]}", failed[2], where)
 
 
 def tests(scratch: Scratch, mutation: Mutation) -> Finding:

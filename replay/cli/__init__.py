@@ -31,6 +31,7 @@ _ROOMS = (
     "policy",
     "vectors",
     "sql",
+    "bench",
 )
 
 

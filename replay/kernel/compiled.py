@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,7 @@ njit: Any = numba.njit  # its stubs do not know every option
 
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 _SOURCES = ("kernel", "estimators")
+_DAY_S = 86_400
 
 
 def compiled(function: Function) -> Function:
@@ -79,5 +82,13 @@ def _folder() -> Path:
         except OSError:
             continue
         if os.access(folder, os.W_OK):
+            _forget_older(base, folder)
             return folder
     return Path(tempfile.gettempdir()) / "route-replay"
+
+
+def _forget_older(base: Path, kept: Path) -> None:
+    """Remove what earlier sources were compiled to, once a day has passed since it was made."""
+    for folder in base.glob("compiled-*"):
+        if folder != kept and time.time() - folder.stat().st_mtime > _DAY_S:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -17,7 +17,7 @@ from replay.errors import ReplayError
 from replay.kernel import health as breakers
 from replay.kernel import loop
 from replay.kernel.layout import make_track, sorted_by, tools_values
-from replay.kernel.loop import ASKED, OUT_OF_ORDER, Found, Measures, decide, new_found, new_patterns
+from replay.kernel.loop import ASKED, OUT_OF_ORDER, Found, Measures, decide, new_patterns, room
 from replay.kernel.population import Population, populate
 from replay.kernel.program import Records
 from replay.kernel.ranking import Work, new_work
@@ -45,14 +45,19 @@ class NotCoveredError(ReplayError):
 
 @dataclass(frozen=True)
 class Block:
-    """What came of a run of the calls asked for: `found` has a row for each of `calls`.
+    """What came of a run of the calls asked for.
 
-    `rejects` are the reject counts as JSON, by the pattern's number.
+    `found` has a row for each of `calls`, and may be used until the next block is asked for.
     """
 
     calls: Ints
     found: Found
-    rejects: list[str]
+    reject_texts: Callable[[], list[str]]
+
+    @property
+    def rejects(self) -> list[str]:
+        """The reject counts as JSON, by the pattern's number."""
+        return self.reject_texts()
 
 
 class CompiledCore:
@@ -105,13 +110,20 @@ class CompiledCore:
         work: Work = new_work(world.population.widest, self.code, len(self.asking.request))
         reasons = [reason for reason, _ in sorted(self.requests.names.reasons.items(), key=lambda pair: pair[1])]
         patterns, verdicts = new_patterns(len(reasons)), np.zeros(1, dtype=np.int64)
-        texts: list[str] = []
+        known: list[str] = []
+
+        def texts() -> list[str]:
+            known.extend(_texts(patterns.counts[len(known) : patterns.used[0]], reasons))
+            return known
+
         # Before position i, everything below open_from[i] is decided.
         open_from = np.append(np.minimum.accumulate(order[::-1])[::-1], len(calls))
-        base, found, position = 0, new_found(ROWS_PER_BLOCK + STEP), 0
+        base, top, position = 0, 0, 0
+        found = room(ROWS_PER_BLOCK + STEP)
         while position < len(order):
             end = min(position + STEP, len(order))
-            found = _room(found, int(order[position:end].max()) + 1 - base)
+            top = max(top, int(order[position:end].max()) + 1)
+            found = _with_room(found, top - base)
             while position < end:
                 at = decide(
                     order, position, end, base, asked, measures, verdicts, world, stamped, work, patterns, found
@@ -126,14 +138,13 @@ class CompiledCore:
                     patterns = new_patterns(len(reasons), 4 * len(patterns.counts), patterns)
                 else:
                     position = at
-            while base + ROWS_PER_BLOCK <= open_from[position]:
-                texts += _texts(patterns.counts[len(texts) : patterns.used[0]], reasons)
-                ready, found = _split(found, ROWS_PER_BLOCK)
-                yield Block(calls[base : base + ROWS_PER_BLOCK], ready, texts)
-                base += ROWS_PER_BLOCK
-        texts += _texts(patterns.counts[len(texts) : patterns.used[0]], reasons)
-        if base < len(calls):
-            yield Block(calls[base:], _split(found, len(calls) - base)[0], texts)
+            ready = min(ROWS_PER_BLOCK, len(calls) - base)
+            while ready and base + ready <= open_from[position]:
+                yield Block(calls[base : base + ready], Found(*(column[:ready] for column in found)), texts)
+                for column in found:
+                    column[: top - base - ready] = column[ready : top - base]
+                base += ready
+                ready = min(ROWS_PER_BLOCK, len(calls) - base)
 
     # What decisions are made from
 
@@ -331,22 +342,14 @@ def _stands_in(settings: Settings, name: str) -> Floats:
     return np.array([*(np.nan if value is None else value for value in values), np.nan])
 
 
-def _room(found: Found, rows: int) -> Found:
+def _with_room(found: Found, rows: int) -> Found:
     """Return the same with room for more rows."""
     if rows <= len(found.decided):
         return found
-    larger = new_found(max(rows, 2 * len(found.decided)))
+    larger = room(max(rows, 2 * len(found.decided)))
     for old, new in zip(found, larger, strict=True):
         new[: len(old)] = old
     return larger
-
-
-def _split(found: Found, rows: int) -> tuple[Found, Found]:
-    """Return the first rows, and the rest with the same room as before."""
-    rest = new_found(len(found.decided))
-    for old, new in zip(found, rest, strict=True):
-        new[: len(old) - rows] = old[rows:]
-    return Found(*(column[:rows] for column in found)), rest
 
 
 def _texts(counts: object, reasons: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from replay.kernel.compiled import compiled, inner, without_arrays
+from replay.kernel.compiled import inlined, without_arrays
 from replay.kernel.program import Records
 from replay.kernel.ranking import Work, rank
 from replay.kernel.tracks import Track, advance, read
@@ -101,8 +101,13 @@ class Patterns(NamedTuple):
     scratch: NDArray[np.int32]
 
 
+def room(rows: int) -> Found:
+    """Allocate what comes of some decisions; whoever decides writes all of a row."""
+    return Found(np.empty(rows, dtype=DECIDED), np.empty((rows, SHOWN + 1), dtype=STOOD))
+
+
 def new_found(rows: int) -> Found:
-    """Allocate what comes of some decisions."""
+    """Allocate what comes of some decisions that were not made yet."""
     found = Found(np.zeros(rows, dtype=DECIDED), np.zeros((rows, SHOWN + 1), dtype=STOOD))
     for name in ("length", "chosen"):
         found.decided[name] = -1
@@ -126,7 +131,7 @@ def new_patterns(reasons: int, size: int = 1024, old: Patterns | None = None) ->
     return made
 
 
-@compiled
+@without_arrays
 def _number(patterns: Patterns) -> int:
     """Return the number of the counts in scratch, new ones' too; PATTERNS_FULL where there is no room."""
     word = np.uint64(14695981039346656037)  # FNV-1a, over the counts
@@ -201,11 +206,11 @@ def decide(
                 work.entry[row].segment = 0  # decide it anew, with room in the table
                 return -position - 3
             work.entry[row].pattern = pattern
-        _note(row, number - base, int(one.actual), world, stamped, work, patterns, found, at)
+        _note(row, number - base, int(one.actual), world, stamped, work, found, at)
     return int(end)
 
 
-@inner
+@inlined
 def _measure(one: Any, measures: Measures, verdicts: Ints, stamped: Stamped) -> bool:
     """Bring every measure to what this decision could see."""
     process = int(one.process)
@@ -250,17 +255,17 @@ def _measure(one: Any, measures: Measures, verdicts: Ints, stamped: Stamped) -> 
     return True
 
 
-@inner
+@inlined
 def _rejects(row: int, work: Work, patterns: Patterns, at: Moment) -> int:
     for reason in range(len(patterns.scratch)):
         patterns.scratch[reason] = 0
     for k in range(at.width):
-        patterns.scratch[work.cell[row, k].reason] += 1
+        patterns.scratch[work.reason[row, k]] += 1
     patterns.scratch[0] = 0
     return int(_number(patterns))
 
 
-@inner
+@inlined
 def _note(
     row: int,
     out: int,
@@ -268,33 +273,31 @@ def _note(
     world: World,
     stamped: Stamped,
     work: Work,
-    patterns: Patterns,
     found: Found,
     at: Moment,
 ) -> None:
     """Write down what came of a decision."""
-    entry, cell, place = work.entry[row], work.cell[row], world.population.place
+    entry, ranked, place = work.entry[row], work.ranked[row], world.population.place
     decided = found.decided[out]
     decided.length, decided.pattern, decided.hash, decided.ranked = entry.length, entry.pattern, entry.hash, 0
-    rejected = 0
-    for reason in range(patterns.counts.shape[1]):
-        rejected += patterns.counts[entry.pattern, reason]
-    decided.rejected = rejected
+    decided.rejected = entry.rejected
     decided.chosen, decided.best = -1, math.nan
     for k in range(entry.length):
-        if not world.disabled[at.health, place[at.first + cell[k].ranked].dense]:
-            decided.chosen, decided.best = cell[k].ranked, work.score[row, k]
+        if not world.disabled[at.health, place[at.first + ranked[k]].dense]:
+            decided.chosen, decided.best = ranked[k], work.score[row, k]
             break
     here, rank_here = _recorded(row, actual, world, work, at)
     decided.out = 0
     for shown in range(SHOWN + 1):
-        which = here if shown == SHOWN else (int(cell[shown].ranked) if shown < entry.length else -1)
+        which = here if shown == SHOWN else (int(ranked[shown]) if shown < entry.length else -1)
         stood = found.stood[out, shown]
-        stood.place = which
+        stood.place, stood.score = which, math.nan
         if which < 0:
+            stood.rate = stood.latency_ms = stood.price_in = stood.price_out = math.nan
+            stood.tools = 0
             continue
         where = at.first + which
-        route = place[where].route
+        route = world.population.route[where]
         stood.rate = stamped.rate[at.rate_base + route] if at.rate_base >= 0 else math.nan
         stood.latency_ms = stamped.latency_ms[at.latency_base + route] if at.latency_base >= 0 else math.nan
         stood.price_in, stood.price_out = place[where].price_in, place[where].price_out
@@ -307,19 +310,18 @@ def _note(
             stood.score, decided.ranked = work.score[row, rank_here], 1
 
 
-@inner
+@inlined
 def _recorded(row: int, actual: int, world: World, work: Work, at: Moment) -> tuple[int, int]:
     """Return the recorded route's place, a ranked one if there is, and its rank; -1: none."""
     here, rank_here = -1, -1
     if actual < 0:
         return here, rank_here
-    place, cell, length = world.population.place, work.cell[row], work.entry[row].length
     for k in range(at.width):
-        if place[at.first + k].route != actual:
+        if world.population.route[at.first + k] != actual:
             continue
         if here < 0:
             here = k
-        for ranked in range(length):
-            if cell[ranked].ranked == k:
-                return k, int(ranked)
+        for place in range(work.entry[row].length):
+            if work.ranked[row, place] == k:
+                return k, int(place)
     return here, rank_here

@@ -20,10 +20,8 @@ NO_SCOPE = -1
 
 PLACE = np.dtype(
     [
-        ("hash", "u8"),
         ("price_in", "f8"),  # list prices as offered, nan: not known
         ("price_out", "f8"),
-        ("route", "i4"),  # on the timeline; the number after the last for none
         ("key", "i4"),  # the route key as text
         ("dense", "i4"),  # the provider, for breakers and credits
         ("provider", "i4"),
@@ -40,10 +38,13 @@ PLACE = np.dtype(
 class Population(NamedTuple):
     """Places are the candidates of all segments end to end: segment s has the places `start[s]` to `start[s + 1]`.
 
-    `place` has a record per place, `column` a row per static column.
+    `place` has a record per place, `column` a row per static column; `route` is the route's number on the timeline (the
+    number after the last for none), `hash` that of its key.
     """
 
     start: NDArray[np.int64]
+    route: NDArray[np.int32]
+    hash: NDArray[np.uint64]
     place: Records
     column: NDArray[np.float64]  # (columns, places)
 
@@ -70,10 +71,11 @@ def populate(segments: Sequence[Segment], routes: Sequence[str], providers: dict
     place = np.array([_record(one, providers, names) for one in candidates], dtype=PLACE)[which]
     route = np.concatenate([np.empty(0, np.int64), *(segment.routes for segment in segments)])
     route = np.where(route < 0, len(routes), route)
-    place["route"] = route
-    place["hash"] = np.array([*(route_hash(key) for key in routes), route_hash("")], dtype=np.uint64)[route]
+    hashes = np.array([*(route_hash(key) for key in routes), route_hash("")], dtype=np.uint64)
     return Population(
         start=np.append(0, np.cumsum(sizes)).astype(np.int64),
+        route=route.astype(np.int32),
+        hash=hashes[route],
         place=place,
         column=np.array(columns, dtype=np.float64).reshape(len(names.columns), -1)[:, which].copy(),
     )
@@ -82,9 +84,7 @@ def populate(segments: Sequence[Segment], routes: Sequence[str], providers: dict
 def _record(one: Candidate, providers: dict[str, int], names: Names) -> tuple[object, ...]:
     prices = [one.fields.get(name) for name in ("price_in", "price_out")]
     return (
-        0,
         *(np.nan if price is None else float(price) for price in prices),
-        0,
         names.text(one.route_key),
         providers.setdefault(one.provider_id, len(providers)),
         *(names.text(text) for text in (one.provider_id, one.model_family, one.served_by, tier_of(one.tier))),

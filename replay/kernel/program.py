@@ -26,9 +26,10 @@ MEASURED = RATE | LATENCY
 
 # Where a field's values come from.
 COLUMN, FROM_RATE, FROM_LATENCY, FROM_OPEN, FROM_DISABLED, FROM_CREDITS, FROM_HOT = range(7)
+SOURCES = 7
 
 # Pred instructions: (operation, a, b, x).
-TRUE, FALSE, COMPARE, IS, IDENTITY, CAN_TOOLS, SCOPE, MEETS, NOT, AND, OR = range(11)
+TRUE, FALSE, COMPARE, IDENTITY, CAN_TOOLS, SCOPE, MEETS, NOT, AND, OR = range(10)
 
 # Scorer instructions.
 LITERAL, FIELD, SCALE, NEGATE, NORMALIZE, CLAMP, GATE, ADD, ADD_ZERO, PUSH, ADD_STATIC, STORE = range(20, 32)
@@ -75,8 +76,9 @@ class Program:
     statics: list[Piece] = field(default_factory=list)
     scorer: Piece = field(default_factory=lambda: Piece([], 0))
     selector: int = ARGMAX
-    selector_x: float = 0.0
-    selector_column: int = -1
+    temperature: float = 0.0
+    chain_column: int = -1
+    hot_column: int = -1
     classes: list[int] = field(default_factory=list)  # preds of preferences right around argmax, outermost first
     wrappers: list[tuple[int, int]] = field(default_factory=list)  # (TOP_K, k) or (PREFER, pred), innermost first
 
@@ -170,7 +172,7 @@ class _Compiler:
         op = pred[0]
         if op == "is":
             source, column, needs = self._source(pred[1])
-            return Instruction(IS, source, column), needs
+            return Instruction(COMPARE, source, column, 0.0, RELATIONS["ne"]), needs
         if op == "cmp":
             source, column, needs = self._source(pred[1])
             return Instruction(COMPARE, source, column, float(pred[3]), RELATIONS[pred[2]]), needs
@@ -181,7 +183,11 @@ class _Compiler:
         if op == "has_cap":
             column = self.names.column("cap", pred[1])
             tools = pred[1] == "supports_tools"
-            return (Instruction(CAN_TOOLS, 0, column), TOOLS) if tools else (Instruction(IS, COLUMN, column), 0)
+            return (
+                (Instruction(CAN_TOOLS), TOOLS)
+                if tools
+                else (Instruction(COMPARE, COLUMN, column, 0.0, RELATIONS["ne"]), 0)
+            )
         if op in IDENTITIES:
             return Instruction(IDENTITY, IDENTITIES[op], self.names.text(pred[1])), 0
         return Instruction({"top": TRUE, "bot": FALSE, "scope_matches": SCOPE, "meets_req": MEETS}[op]), (
@@ -203,7 +209,10 @@ class _Compiler:
         if name == "credits":
             return FROM_CREDITS, -1, 0
         column = self.names.column("field", name, self.schema.fields[name].sort, default)
-        return (FROM_HOT, column, HOT) if name == "cache_hot" else (COLUMN, column, 0)
+        if name == "cache_hot":
+            self.made.hot_column = column
+            return FROM_HOT, column, HOT
+        return COLUMN, column, 0
 
     def _named_pred(self, pred: Term) -> tuple[int, int]:
         piece = self._pred(pred)
@@ -243,7 +252,7 @@ class _Compiler:
             steps.append(Instruction(CLAMP, x=float(scorer[1]), y=float(scorer[2])))
         else:
             pred, more = self._named_pred(scorer[1])
-            steps.append(Instruction(GATE, pred))
+            steps.append(Instruction(GATE, len(self.made.clauses) + pred))
             needs |= more
         return needs
 
@@ -303,9 +312,9 @@ class _Compiler:
             selector = selector[2]
         self.made.selector = {"argmax": ARGMAX, "ordered": ORDERED, "sample": SAMPLE, "chain": CHAIN}[selector[0]]
         if selector[0] == "sample":
-            self.made.selector_x = max(float(selector[1]), 0.0)
+            self.made.temperature = max(float(selector[1]), 0.0)
         if selector[0] == "chain":
-            self.made.selector_column = self.names.column("chain", chain_places(selector[1]))
+            self.made.chain_column = self.names.column("chain", chain_places(selector[1]))
         around.reverse()
         if selector[0] == "argmax":
             while around and around[0][0] == PREFER and len(self.made.classes) < MOST_CLASSES:
@@ -355,9 +364,10 @@ STEP = np.dtype([("op", "i4"), ("a", "i4"), ("b", "i4"), ("x", "f8"), ("y", "f8"
 PIECE = np.dtype([("lo", "i8"), ("hi", "i8"), ("needs", "i4"), ("reason", "i4")], align=True)
 PROGRAM = np.dtype(
     [
-        *((f"{name}_{end}", "i8") for name in ("clause", "static", "class", "wrap") for end in ("lo", "hi")),
-        ("pred", "i8"),
-        ("scorer", "i8"),
+        *((name, "i8") for name in ("clause", "pred", "static", "scorer")),  # where each begins
+        *((f"{name}_{end}", "i8") for name in ("class", "wrap") for end in ("lo", "hi")),
+        ("needs", "i4"),
+        ("hot_column", "i4"),
         ("selector", "i4"),
         ("chain_column", "i4"),
         ("order_needs", "i4"),
@@ -371,9 +381,9 @@ WRAP = np.dtype([("kind", "i8"), ("value", "i8")])
 class Code(NamedTuple):
     """All programs end to end, as records.
 
-    A piece has the steps `lo` to `hi`. Of a program, clauses and statics are spans of pieces, `pred` is its first
-    named predicate, `scorer` a piece; preferences are spans of `class_pred` and `wrap`. `order_needs` is what the order
-    depends on beside survivors and scores.
+    A piece has the steps `lo` to `hi`. A program's pieces are its clauses, its named preds, its statics and its scorer,
+    in that order; a pred's number counts from the first clause. Preferences are spans of `class_pred` and `wrap`.
+    `needs` is what any piece depends on, `order_needs` what the order depends on beside survivors and scores.
     """
 
     step: Records
@@ -394,14 +404,22 @@ def assemble(programs: list[Program], names: Names) -> Code:
         pred = clause + len(program.clauses)
         static = pred + len(program.preds)
         scorer = static + len(program.statics)
-        pieces += [*program.clauses, *program.preds, *program.statics, program.scorer]
+        mine = [*program.clauses, *program.preds, *program.statics, program.scorer]
+        pieces += mine
         around = [*program.classes, *(value for kind, value in program.wrappers if kind == PREFER)]
-        needs = int(np.bitwise_or.reduce([0, *(program.preds[number].needs for number in around)]))
+        order_needs = int(np.bitwise_or.reduce([0, *(program.preds[number].needs for number in around)]))
+        needs = int(np.bitwise_or.reduce([piece.needs for piece in mine]))
+        first = len(program.clauses)  # a named pred's number, in the program
         classes, wrapped = len(class_pred), len(wraps)
-        class_pred += [pred + number for number in program.classes]
-        wraps += [(kind, pred + value if kind == PREFER else value) for kind, value in program.wrappers]
-        spans = (clause, pred, static, scorer, classes, len(class_pred), wrapped, len(wraps))
-        rows.append((*spans, pred, scorer, program.selector, program.selector_column, needs, program.selector_x))
+        class_pred += [first + number for number in program.classes]
+        wraps += [(kind, first + value if kind == PREFER else value) for kind, value in program.wrappers]
+        rows.append(
+            (
+                *(clause, pred, static, scorer, classes, len(class_pred), wrapped, len(wraps)),
+                *(needs, program.hot_column, program.selector, program.chain_column, order_needs),
+                program.temperature,
+            )
+        )
     steps = [step for piece in pieces for step in piece.steps]
     ends = np.cumsum([len(piece.steps) for piece in pieces]).tolist()
     return Code(

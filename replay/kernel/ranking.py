@@ -8,14 +8,13 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from replay.core.signature import MAX_DEPTH
 from replay.kernel import program as p
-from replay.kernel.compiled import inner
+from replay.kernel.compiled import inlined
 from replay.kernel.program import Code, Records
 from replay.kernel.requests import NOT_ASKED
-from replay.kernel.truth import Floats, Moment, Stamped, World, meets, read_field, truth
+from replay.kernel.truth import Bools, Floats, Moment, Numbers, Stamped, World, read_measured, read_state, truth
 from replay.orderhash import GOLDEN, NAN_BITS, ODD
 
 MOST_ENTRIES = 64
@@ -25,60 +24,80 @@ ENTRY = np.dtype(
     [
         ("hash", "u8"),
         *((name, "i8") for name in ("segment", "request", "health", "verdicts", "hot", "tools_base")),
-        *((name, "i8") for name in ("count", "length", "pattern")),
+        *((name, "i8") for name in ("count", "length", "pattern", "rejected")),
     ]
-)
-CELL = np.dtype(
-    [(name, "i4") for name in ("first", "why", "reason", "survivor", "rank_class", "order", "ranked", "scratch")]
 )
 
 
 class Work(NamedTuple):
     """What is kept per entry (a kind of decision: one request, one segment), and scratch space at the end.
 
-    `entry` says what the entry stands for and what it was last decided with; `cell` has, per entry and candidate, the
-    first failing clause among those that read no measurement (`first`) with its reason (`why`), the `reason` of the
-    last decision, then by number among them the `survivor`s, their class, their `order`, and the plan (`ranked`, places
-    relative to the segment, with `score`). `plain` are the survivors' scores, `static` those of static parts.
+    `entry` says what the entry stands for and what it was last decided with. Per entry and candidate: the fields that
+    change, the truth of every pred, the first failing clause among those that read no measurement (`first`) with its
+    reason (`why`), the `reason` of the last decision. Per entry and survivor: its place, the scores of static parts,
+    its score (`plain`) and class, and the `order`; then the plan, places (`ranked`) with their `score`.
     """
 
     entry: Records
-    cell: Records
-    static: NDArray[np.float64]
-    plain: NDArray[np.float64]
-    score: NDArray[np.float64]
-    everyone: NDArray[np.int32]  # 0, 1, 2, …
-    survivors: NDArray[np.int32]  # of the entry at work
-    stack: NDArray[np.bool_]
-    vector: NDArray[np.float64]
-    values: NDArray[np.float64]
+    fields: Floats  # (entries, sources, width)
+    mask: Bools  # (entries, preds, width)
+    unmet: Numbers
+    first: Numbers
+    why: Numbers
+    reason: Numbers
+    survivors: Numbers
+    static: Floats  # (entries, statics, width)
+    plain: Floats
+    rank_class: Numbers
+    order: Numbers
+    ranked: Numbers
+    score: Floats
+    stack: Bools
+    vector: Floats
+    now: Numbers
+    ordered: Numbers
+    values: Floats
 
 
 def new_work(widest: int, code: Code, entries: int) -> Work:
     """Allocate the workspace for segments up to `widest` candidates."""
     rows, width = max(1, min(entries, MOST_ENTRIES)), max(1, widest)
-    statics = int((code.program["static_hi"] - code.program["static_lo"]).max(initial=0))
+    preds = int((code.program["static"] - code.program["clause"]).max(initial=0))
+    statics = int((code.program["scorer"] - code.program["static"]).max(initial=0))
+
+    def numbers() -> Numbers:
+        return np.zeros((rows, width), dtype=np.int32)
+
     return Work(
         entry=np.zeros(rows, dtype=ENTRY),
-        cell=np.zeros((rows, width), dtype=CELL),
+        fields=np.zeros((rows, p.SOURCES, width)),
+        mask=np.zeros((rows, max(1, preds), width), dtype=np.bool_),
+        unmet=numbers(),
+        first=numbers(),
+        why=numbers(),
+        reason=numbers(),
+        survivors=numbers(),
         static=np.zeros((rows, max(1, statics), width)),
         plain=np.zeros((rows, width)),
+        rank_class=numbers(),
+        order=numbers(),
+        ranked=numbers(),
         score=np.zeros((rows, width)),
-        everyone=np.arange(width, dtype=np.int32),
-        survivors=np.zeros(width, dtype=np.int32),
         stack=np.zeros((MAX_DEPTH + 2, width), dtype=np.bool_),
         vector=np.zeros((MAX_DEPTH * 2 + 2, width)),
+        now=np.zeros(width, dtype=np.int32),
+        ordered=np.zeros(width, dtype=np.int32),
         values=np.zeros(width),
     )
 
 
-@inner
+@inlined
 def rank(
     row: int, segment: int, verdicts: int, seed: int, world: World, stamped: Stamped, work: Work, at: Moment
 ) -> bool:
-    """Decide; the ranking stands in the entry's cells afterwards. Returns whether reasons changed."""
-    number = int(world.asking.request[at.request].program)
-    program, entry = world.code.program[number], work.entry[row]
+    """Decide; the ranking stands in the entry's rows afterwards. Returns whether reasons changed."""
+    asked = world.asking.request[at.request]
+    program, entry = world.code.program[asked.program], work.entry[row]
     known = entry.segment == segment + 1 and entry.request == at.request
     same = (
         known
@@ -87,169 +106,183 @@ def rank(
         and entry.hot == at.hot
         and entry.tools_base == at.tools_base
     )
-    if world.asking.request[at.request].pin_provider != NOT_ASKED:
+    _read(row, program, known, same, world, stamped, work, at)
+    if asked.pin_provider != NOT_ASKED:
         fresh = not known
         if fresh:
-            _pin(row, world, work, at)
+            _pin(row, asked, world, work, at)
     else:
-        fresh = _filter(row, number, known, same, world, stamped, work, at)
+        fresh = _filter(row, program, known, same, world, work, at)
     entry.segment, entry.request, entry.health = segment + 1, at.request, at.health
     entry.verdicts, entry.hot, entry.tools_base = verdicts, at.hot, at.tools_base
-    count = entry.count
-    cell = work.cell[row]
-    for k in range(count):
-        work.survivors[k] = cell[k].survivor
-    first = program.scorer
-    if fresh:
-        first = program.static_lo
-        for k in range(count):
-            cell[k].order = k
-    needs = world.code.piece[program.scorer].needs
-    scored = fresh or _may_differ(needs, same)
+    scored = fresh or _may_differ(world.code.piece[program.scorer].needs, same)
     if scored:
-        while first < program.static_hi:  # the static parts, where survivors changed, then the scorer
-            _score(row, first, count, world, stamped, work, at)
-            first += 1
-        _score(row, program.scorer, count, world, stamped, work, at)
-        for k in range(count):
-            work.plain[row, k] = work.vector[0, k]
+        _score(row, program, fresh, world, work, at)
     if scored or _may_differ(program.order_needs, same) or program.selector == p.SAMPLE:
-        _select(row, number, seed, world, stamped, work, at)
+        _select(row, program, seed, world, work, at)
         _hash(row, world, work, at)
     return bool(fresh)
 
 
-@inner
+@inlined
 def _may_differ(needs: int, same: bool) -> bool:
     """Say whether something may have changed since the entry's last decision; measurements always may."""
     return (needs & p.MEASURED) != 0 or (needs != 0 and not same)
 
 
-@inner
-def _pin(row: int, world: World, work: Work, at: Moment) -> None:
+@inlined
+def _read(
+    row: int, program: Any, known: bool, same: bool, world: World, stamped: Stamped, work: Work, at: Moment
+) -> None:
+    """Bring fields and preds up to date: what may have changed since the entry's last decision, and nothing else."""
+    fields = work.fields[row]
+    read_measured(fields, program.needs, world.population, stamped, at)
+    if not same:
+        read_state(fields, program.hot_column, world, at)
+    for piece in range(program.clause, program.static):
+        needs = world.code.piece[piece].needs
+        if known and not _may_differ(needs, same):
+            continue
+        truth(piece, work.stack, work.unmet[row], fields, world, stamped, at)
+        mask = work.mask[row, piece - program.clause]
+        for k in range(at.width):
+            mask[k] = work.stack[0, k]
+
+
+@inlined
+def _pin(row: int, asked: Any, world: World, work: Work, at: Moment) -> None:
     """The first candidate of the pinned provider and family survives, alone; nobody is rejected."""
-    asked, cell = world.asking.request[at.request], work.cell[row]
-    work.entry[row].count = 0
+    work.entry[row].count, work.entry[row].rejected = 0, 0
     for k in range(at.width):
-        cell[k].reason = 0
+        work.reason[row, k] = 0
     for k in range(at.width):
         place = world.population.place[at.first + k]
         if place.provider == asked.pin_provider and place.family == asked.pin_family:
-            cell[0].survivor, work.entry[row].count = k, 1
+            work.survivors[row, 0], work.order[row, 0], work.entry[row].count = k, 0, 1
             return
 
 
-@inner
-def _filter(
-    row: int, number: int, known: bool, same: bool, world: World, stamped: Stamped, work: Work, at: Moment
-) -> bool:
+@inlined
+def _filter(row: int, program: Any, known: bool, same: bool, world: World, work: Work, at: Moment) -> bool:
     """Find every candidate's first failing clause; returns whether any reason changed.
 
-    First the clauses that read no measurement, kept while nothing they read has changed, then the others. Clauses come
-    last to first, so that the earliest failing one stays.
+    First among the clauses that read no measurement, kept while nothing they read has changed, then among the others.
+    Clauses come last to first, so that the earliest failing one stays.
     """
-    piece, program, cell = world.code.piece, world.code.program[number], work.cell[row]
-    for turn in range(2):
-        measured = turn == 1
-        if same and not measured:
-            continue
+    piece, now = world.code.piece, work.now
+    first, why, reason = work.first[row], work.why[row], work.reason[row]
+    if not same:
         for k in range(at.width):
-            if measured:
-                cell[k].scratch = cell[k].why
-            else:
-                cell[k].first, cell[k].why = NEVER_FAILS, 0
-        clause = program.clause_hi
-        while clause > program.clause_lo:
+            first[k], why[k] = NEVER_FAILS, 0
+        clause = program.pred
+        while clause > program.clause:
             clause -= 1
-            if ((piece[clause].needs & p.MEASURED) != 0) != measured:
+            if piece[clause].needs & p.MEASURED:
                 continue
-            reason = int(piece[clause].reason)
-            if reason < 0:
-                for k in range(at.width):
-                    why = meets(at.first + k, world, stamped, at)
-                    if why != 0:
-                        cell[k].first, cell[k].why = clause, why
-                continue
-            truth(clause, work.stack, work.everyone, work.values, world, stamped, at)
+            mask, its = work.mask[row, clause - program.clause], piece[clause].reason
             for k in range(at.width):
-                if not work.stack[0, k]:
-                    if not measured:
-                        cell[k].first, cell[k].why = clause, reason
-                    elif cell[k].first > clause:
-                        cell[k].scratch = reason
-    return _survive(row, known, work, at)
-
-
-@inner
-def _survive(row: int, known: bool, work: Work, at: Moment) -> bool:
-    """Take the reasons just found; returns whether any differs from the last decision's."""
-    cell, changed = work.cell[row], not known
+                if not mask[k]:
+                    first[k], why[k] = clause, its if its >= 0 else work.unmet[row, k]
     for k in range(at.width):
-        changed |= cell[k].scratch != cell[k].reason
-    if not changed:
+        now[k] = why[k]
+    clause = program.pred
+    while clause > program.clause:
+        clause -= 1
+        if piece[clause].needs & p.MEASURED == 0:
+            continue
+        mask, its = work.mask[row, clause - program.clause], piece[clause].reason
+        for k in range(at.width):
+            now[k] = its if (not mask[k]) & (first[k] > clause) else now[k]
+    differ = 0
+    for k in range(at.width):
+        differ |= now[k] ^ reason[k]
+    if known and differ == 0:
         return False
+    for k in range(work.entry[row].count if known else 0):  # the last order, by place
+        work.ordered[k] = work.survivors[row, work.order[row, k]]
+    before = work.entry[row].count if known else 0
     count = 0
     for k in range(at.width):
-        cell[k].reason = cell[k].scratch
-        if cell[k].reason == 0:
-            cell[count].survivor = k
-            count += 1
-    work.entry[row].count = count
+        reason[k] = now[k]
+        work.survivors[row, count] = k
+        now[k] = count if now[k] == 0 else -1
+        count += 1 if now[k] >= 0 else 0
+    _keep_order(row, before, count, work)
+    work.entry[row].count, work.entry[row].rejected = count, at.width - count
     return True
 
 
-@inner
-def _score(row: int, piece: int, count: int, world: World, stamped: Stamped, work: Work, at: Moment) -> None:
-    """Run a Scorer over the survivors; the result stands in the first vector, or in the entry's static rows."""
-    vector, static, survivors = work.vector, work.static[row], work.survivors
-    top = -1
-    for number in range(world.code.piece[piece].lo, world.code.piece[piece].hi):
-        step = world.code.step[number]
-        if step.op == p.FIELD:
-            top += 1
-            read_field(vector[top], survivors, count, int(step.a), int(step.b), world, stamped, at)
-        elif step.op == p.SCALE:
-            for k in range(count):
-                vector[top, k] = step.x * vector[top, k]
-        elif step.op == p.ADD_STATIC:
-            for k in range(count):
-                vector[top, k] = vector[top, k] + static[step.a, k]
-        elif step.op == p.NORMALIZE:
-            normalize(vector[top], count)
-        elif step.op == p.NEGATE:
-            for k in range(count):
-                vector[top, k] = 1.0 - vector[top, k]
-        elif step.op == p.ADD:
-            top -= 1
-            for k in range(count):
-                vector[top, k] = vector[top, k] + vector[top + 1, k]
-        elif step.op == p.ADD_ZERO:
-            for k in range(count):
-                vector[top, k] = 0.0 + vector[top, k]
-        elif step.op == p.PUSH:
-            top += 1
-            for k in range(count):
-                vector[top, k] = static[step.a, k]
-        elif step.op == p.LITERAL:
-            top += 1
-            for k in range(count):
-                vector[top, k] = step.x
-        elif step.op == p.STORE:
-            for k in range(count):
-                static[step.a, k] = vector[top, k]
-        elif step.op == p.CLAMP:
-            for k in range(count):
-                s = vector[top, k]
-                vector[top, k] = step.x if s < step.x else (step.y if s > step.y else s)
-        else:  # a gate
-            pred = world.code.program[world.asking.request[at.request].program].pred + step.a
-            truth(pred, work.stack, work.everyone, work.values, world, stamped, at)
-            for k in range(count):
-                if not work.stack[0, survivors[k]]:
-                    vector[top, k] = 0.0
+@inlined
+def _keep_order(row: int, before: int, count: int, work: Work) -> None:
+    """Begin with the order of before, less those who left; newcomers come last. `now` has the survivors' numbers."""
+    order, now, kept = work.order[row], work.now, 0
+    for k in range(before):
+        number = now[work.ordered[k]]
+        if number >= 0:
+            order[kept], now[work.ordered[k]] = number, -1
+            kept += 1
+    for k in range(count):
+        if now[work.survivors[row, k]] >= 0:
+            order[kept] = k
+            kept += 1
 
 
-@inner
+@inlined
+def _score(row: int, program: Any, fresh: bool, world: World, work: Work, at: Moment) -> None:
+    """Run the Scorer over the survivors, and before it the static parts where the survivors changed."""
+    vector, static, survivors, count = work.vector, work.static[row], work.survivors[row], work.entry[row].count
+    for piece in range(program.static if fresh else program.scorer, program.scorer + 1):
+        top = -1
+        for number in range(world.code.piece[piece].lo, world.code.piece[piece].hi):
+            step = world.code.step[number]
+            if step.op == p.FIELD:
+                top += 1
+                column = step.a == p.COLUMN
+                values = world.population.column[step.b] if column else work.fields[row, step.a]
+                start = at.first if column else 0
+                for k in range(count):
+                    vector[top, k] = values[start + survivors[k]]
+            elif step.op == p.SCALE:
+                for k in range(count):
+                    vector[top, k] = step.x * vector[top, k]
+            elif step.op == p.ADD_STATIC:
+                for k in range(count):
+                    vector[top, k] = vector[top, k] + static[step.a, k]
+            elif step.op == p.NORMALIZE:
+                normalize(vector[top], count)
+            elif step.op == p.NEGATE:
+                for k in range(count):
+                    vector[top, k] = 1.0 - vector[top, k]
+            elif step.op == p.ADD:
+                top -= 1
+                for k in range(count):
+                    vector[top, k] = vector[top, k] + vector[top + 1, k]
+            elif step.op == p.ADD_ZERO:
+                for k in range(count):
+                    vector[top, k] = 0.0 + vector[top, k]
+            elif step.op == p.PUSH:
+                top += 1
+                for k in range(count):
+                    vector[top, k] = static[step.a, k]
+            elif step.op == p.LITERAL:
+                top += 1
+                for k in range(count):
+                    vector[top, k] = step.x
+            elif step.op == p.STORE:
+                for k in range(count):
+                    static[step.a, k] = vector[top, k]
+            elif step.op == p.CLAMP:
+                for k in range(count):
+                    s = vector[top, k]
+                    vector[top, k] = step.x if s < step.x else (step.y if s > step.y else s)
+            else:  # a gate
+                for k in range(count):
+                    vector[top, k] = vector[top, k] if work.mask[row, step.a, survivors[k]] else 0.0
+    for k in range(count):
+        work.plain[row, k] = vector[0, k]
+
+
+@inlined
 def normalize(vector: Floats, count: int) -> None:
     """Scale to [0, 1] by the least and the greatest number of the population."""
     low, high = math.inf, -math.inf
@@ -272,53 +305,55 @@ def normalize(vector: Floats, count: int) -> None:
         vector[k] = 1.0 if s >= high else share
 
 
-@inner
-def _select(row: int, number: int, seed: int, world: World, stamped: Stamped, work: Work, at: Moment) -> None:
+@inlined
+def _select(row: int, program: Any, seed: int, world: World, work: Work, at: Moment) -> None:
     """Order the survivors as the Selector says."""
-    program, cell, plain, score = world.code.program[number], work.cell[row], work.plain[row], work.score[row]
-    count = work.entry[row].count
+    survivors, order, plain, rank_class = work.survivors[row], work.order[row], work.plain[row], work.rank_class[row]
+    ranked, score, count = work.ranked[row], work.score[row], work.entry[row].count
     if program.selector == p.CHAIN:
         for k in range(count):
-            place = world.population.column[program.chain_column, at.first + work.survivors[k]]
+            place = world.population.column[program.chain_column, at.first + survivors[k]]
             plain[k] = -place if place > 0.0 else math.nan  # not on the list: sorted last, then left out
-    if program.selector != p.ORDERED:
+    if program.selector == p.ORDERED:
         for k in range(count):
-            cell[k].rank_class = 0
-        for preference in range(program.class_lo, program.class_hi):
-            truth(world.code.class_pred[preference], work.stack, work.everyone, work.values, world, stamped, at)
+            order[k] = k
+    else:
+        for k in range(count):
+            rank_class[k] = 0
+        for number in range(program.class_lo, program.class_hi):
+            mask = work.mask[row, world.code.class_pred[number]]
             for k in range(count):
-                cell[k].rank_class = 2 * cell[k].rank_class + (0 if work.stack[0, work.survivors[k]] else 1)
+                rank_class[k] = 2 * rank_class[k] + (0 if mask[survivors[k]] else 1)
         for k in range(count):
-            cell[k].rank_class = 2 * cell[k].rank_class + (1 if plain[k] != plain[k] else 0)
-        sort(cell, plain, count)
+            rank_class[k] = 2 * rank_class[k] + (1 if plain[k] != plain[k] else 0)
+        sort(order, rank_class, plain, count)
     if program.selector == p.CHAIN:
-        while count > 0 and plain[cell[count - 1].order] != plain[cell[count - 1].order]:
+        while count > 0 and plain[order[count - 1]] != plain[order[count - 1]]:
             count -= 1
     for k in range(count):
-        cell[k].ranked, score[k] = work.survivors[cell[k].order], plain[cell[k].order]
+        ranked[k], score[k] = survivors[order[k]], plain[order[k]]
     if program.selector == p.SAMPLE:
-        _draw(cell, score, count, program.temperature, seed, work.values)
+        _draw(ranked, score, count, program.temperature, seed, work.values)
     for wrapper in range(program.wrap_lo, program.wrap_hi):
         value = world.code.wrap[wrapper].value
         if world.code.wrap[wrapper].kind == p.TOP_K:
             count = min(count, value)
         else:
-            truth(value, work.stack, work.everyone, work.values, world, stamped, at)
-            _partition(cell, score, count, work)
+            _partition(ranked, score, count, work.mask[row, value], work.now, work.values)
     work.entry[row].length = count
 
 
-@inner
-def sort(cell: Records, plain: Floats, count: int) -> None:
+@inlined
+def sort(order: Numbers, rank_class: Numbers, plain: Floats, count: int) -> None:
     """Sort by (class, score descending, candidate order), from the last order on: usually next to nothing moves."""
     for k in range(1, count):
-        mine = cell[k].order
-        mine_class, mine_score = cell[mine].rank_class, plain[mine]
+        mine = order[k]
+        mine_class, mine_score = rank_class[mine], plain[mine]
         place = k
         while place > 0:
-            other = cell[place - 1].order
-            if cell[other].rank_class != mine_class:
-                before = cell[other].rank_class < mine_class
+            other = order[place - 1]
+            if rank_class[other] != mine_class:
+                before = rank_class[other] < mine_class
             elif plain[other] > mine_score:
                 before = True
             elif plain[other] < mine_score:
@@ -327,13 +362,13 @@ def sort(cell: Records, plain: Floats, count: int) -> None:
                 before = other < mine
             if before:
                 break
-            cell[place].order = other
+            order[place] = other
             place -= 1
-        cell[place].order = mine
+        order[place] = mine
 
 
-@inner
-def _draw(cell: Records, score: Floats, count: int, temperature: float, seed: int, weight: Floats) -> None:
+@inlined
+def _draw(ranked: Numbers, score: Floats, count: int, temperature: float, seed: int, weight: Floats) -> None:
     """Draw without replacement, weights 1, q, q², …; the page's generator, four steps discarded."""
     q = temperature / (temperature + 1.0)
     mark = 1.0
@@ -355,27 +390,27 @@ def _draw(cell: Records, score: Floats, count: int, temperature: float, seed: in
             if running >= reach:
                 taken = k
                 break
-        place, its_score, its_weight = cell[taken].ranked, score[taken], weight[taken]
+        place, its_score, its_weight = ranked[taken], score[taken], weight[taken]
         for k in range(taken, drawn, -1):
-            cell[k].ranked, score[k], weight[k] = cell[k - 1].ranked, score[k - 1], weight[k - 1]
-        cell[drawn].ranked, score[drawn], weight[drawn] = place, its_score, its_weight
+            ranked[k], score[k], weight[k] = ranked[k - 1], score[k - 1], weight[k - 1]
+        ranked[drawn], score[drawn], weight[drawn] = place, its_score, its_weight
 
 
-@inner
-def _partition(cell: Records, score: Floats, count: int, work: Work) -> None:
-    """Put those for which the truth in the first row holds first, each side in its order."""
+@inlined
+def _partition(ranked: Numbers, score: Floats, count: int, mask: Bools, now: Numbers, values: Floats) -> None:
+    """Put those for which the mask holds first, each side in its order."""
     kept = 0
     others = 0
     for k in range(count):
-        place, its_score = cell[k].ranked, score[k]
-        if work.stack[0, place]:
-            cell[kept].ranked, score[kept] = place, its_score
+        place, its_score = ranked[k], score[k]
+        if mask[place]:
+            ranked[kept], score[kept] = place, its_score
             kept += 1
         else:
-            cell[others].scratch, work.values[others] = place, its_score
+            now[others], values[others] = place, its_score
             others += 1
     for k in range(others):
-        cell[kept + k].ranked, score[kept + k] = cell[k].scratch, work.values[k]
+        ranked[kept + k], score[kept + k] = now[k], values[k]
 
 
 _GOLDEN, _ODD, _NAN = np.uint64(GOLDEN), np.uint64(ODD), np.uint64(NAN_BITS)
@@ -383,14 +418,14 @@ _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
-@inner
+@inlined
 def _mix(word: Any) -> Any:
     word = (word ^ (word >> _S30)) * _M1
     word = (word ^ (word >> _S27)) * _M2
     return word ^ (word >> _S31)
 
 
-@inner
+@inlined
 def _hash(row: int, world: World, work: Work, at: Moment) -> None:
     """`replay.orderhash.order_hash` of the ranking."""
     total, step = np.uint64(0), np.uint64(0)
@@ -399,6 +434,5 @@ def _hash(row: int, world: World, work: Work, at: Moment) -> None:
         step = step + _GOLDEN
         score = work.score[row, k]
         word = _NAN if score != score else bits[k]
-        place = world.population.place[at.first + work.cell[row, k].ranked]
-        total = total + _mix((place.hash + step) ^ (word * _ODD))
+        total = total + _mix((world.population.hash[at.first + work.ranked[row, k]] + step) ^ (word * _ODD))
     work.entry[row].hash = _mix(total)

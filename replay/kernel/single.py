@@ -63,11 +63,11 @@ def plan(
         np.zeros(1, dtype=np.int64), 0, 1, 0, asked, nothing_measured(), verdicts, world, stamped, work, patterns, found
     )
     text = list(requests.names.reasons)
-    cell, length = work.cell[0], int(work.entry[0]["length"])
-    rejected = tuple((place, text[why]) for place, why in enumerate(cell["reason"][: len(candidates)].tolist()) if why)
+    length = int(work.entry[0]["length"])
+    rejected = tuple((place, text[why]) for place, why in enumerate(work.reason[0, : len(candidates)].tolist()) if why)
     empty: Reason = "pin_not_found" if request.pin is not None and not work.entry[0]["count"] else "no_candidates"
     return Plan(
-        tuple(cell["ranked"][:length].tolist()),
+        tuple(work.ranked[0, :length].tolist()),
         tuple(work.score[0, :length].tolist()),
         rejected,
         None if length else empty,

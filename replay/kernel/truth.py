@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from replay.core import CORE_SCHEMA
 from replay.kernel import program as p
-from replay.kernel.compiled import inner
+from replay.kernel.compiled import inlined
 from replay.kernel.population import NO_SCOPE, Population
 from replay.kernel.program import Code
 from replay.kernel.requests import NO_LOG, NOT_ASKED, TEE_REQUIRED, Asking
@@ -25,9 +25,9 @@ NO_CREDITS = float(CORE_SCHEMA.fields["credits"].default)
 class Stamped(NamedTuple):
     """What is measured at present, per slot (a route, or a route in a process): nan is no stamp."""
 
-    rate: NDArray[np.float64]
-    latency_ms: NDArray[np.float64]
-    capable: NDArray[np.bool_]
+    rate: Floats
+    latency_ms: Floats
+    capable: Bools
 
 
 class Moment(NamedTuple):
@@ -49,60 +49,54 @@ class World(NamedTuple):
     code: Code
     population: Population
     asking: Asking
-    open: NDArray[np.bool_]  # per health state and provider
-    disabled: NDArray[np.bool_]
+    open: Bools  # per health state and provider
+    disabled: Bools
 
 
-@inner
-def read_field(
-    out: Floats, places: Numbers, count: int, source: int, column: int, world: World, stamped: Stamped, at: Moment
-) -> None:
-    """Put a field of some places (relative to the segment) into `out`, absent values as their defaults."""
-    place, values = world.population.place, world.population.column
-    if source == p.COLUMN:
-        for k in range(count):
-            out[k] = values[column, at.first + places[k]]
-    elif source == p.FROM_RATE:
-        for k in range(count):
-            rate = math.nan
-            if at.rate_base >= 0:
-                rate = stamped.rate[at.rate_base + place[at.first + places[k]].route]
-            out[k] = 1.0 if rate != rate else rate
-    elif source == p.FROM_LATENCY:
-        for k in range(count):
+@inlined
+def read_measured(fields: Floats, needs: int, population: Population, stamped: Stamped, at: Moment) -> None:
+    """Put what is measured of every candidate into its rows, defaults where nothing is."""
+    if needs & p.RATE:
+        row = fields[p.FROM_RATE]
+        for k in range(at.width):
+            rate = stamped.rate[at.rate_base + population.route[at.first + k]] if at.rate_base >= 0 else math.nan
+            row[k] = 1.0 if rate != rate else rate
+    if needs & p.LATENCY:
+        row = fields[p.FROM_LATENCY]
+        for k in range(at.width):
             latency = math.nan
             if at.latency_base >= 0:
-                latency = stamped.latency_ms[at.latency_base + place[at.first + places[k]].route]
-            out[k] = math.inf if latency != latency else latency
-    elif source == p.FROM_OPEN:
-        for k in range(count):
-            out[k] = 1.0 if world.open[at.health, place[at.first + places[k]].dense] else 0.0
-    elif source == p.FROM_DISABLED:
-        for k in range(count):
-            out[k] = 1.0 if world.disabled[at.health, place[at.first + places[k]].dense] else 0.0
-    elif source == p.FROM_CREDITS:
-        known = world.asking.credits.shape[1]
-        for k in range(count):
-            provider = place[at.first + places[k]].dense
-            credits = world.asking.credits[at.request, provider] if provider < known else math.nan
-            out[k] = NO_CREDITS if credits != credits else credits
-    else:
-        for k in range(count):
-            where = at.first + places[k]
-            out[k] = 1.0 if place[where].key == at.hot else values[column, where]
+                latency = stamped.latency_ms[at.latency_base + population.route[at.first + k]]
+            row[k] = math.inf if latency != latency else latency
 
 
-@inner
+@inlined
+def read_state(fields: Floats, hot_column: int, world: World, at: Moment) -> None:
+    """Put what the state says of every candidate into its rows: breakers, credits, and where the cache is hot."""
+    place, credits = world.population.place, world.asking.credits
+    for k in range(at.width):
+        where = at.first + k
+        provider = place[where].dense
+        fields[p.FROM_OPEN, k] = 1.0 if world.open[at.health, provider] else 0.0
+        fields[p.FROM_DISABLED, k] = 1.0 if world.disabled[at.health, provider] else 0.0
+        known = credits[at.request, provider] if provider < credits.shape[1] else math.nan
+        fields[p.FROM_CREDITS, k] = NO_CREDITS if known != known else known
+        if hot_column >= 0:
+            usual = world.population.column[hot_column, where]
+            fields[p.FROM_HOT, k] = 1.0 if place[where].key == at.hot else usual
+
+
+@inlined
 def can_tools(where: int, population: Population, stamped: Stamped, at: Moment) -> bool:
     """Say whether a place supports tools: as offered, less a marketplace route's measured verdict."""
     if population.column[p.SUPPORTS_TOOLS, where] == 0.0:
         return False
     if at.tools_base < 0 or population.place[where].market == 0:
         return True
-    return bool(stamped.capable[at.tools_base + population.place[where].route])
+    return bool(stamped.capable[at.tools_base + population.route[where]])
 
 
-@inner
+@inlined
 def meets(where: int, world: World, stamped: Stamped, at: Moment) -> int:
     """Return why a place does not meet the request's requirements, 0 if it does; the first failure wins."""
     asked, column, need = world.asking.request[at.request], world.population.column, world.asking.need
@@ -133,30 +127,30 @@ def meets(where: int, world: World, stamped: Stamped, at: Moment) -> int:
     return 0
 
 
-@inner
-def compare(out: Bools, values: Floats, count: int, relation: int, bound: float) -> None:
+@inlined
+def compare(out: Bools, values: Floats, start: int, count: int, relation: int, bound: float) -> None:
     """Compare each value with a bound."""
     if relation == 0:
         for k in range(count):
-            out[k] = values[k] < bound
+            out[k] = values[start + k] < bound
     elif relation == 1:
         for k in range(count):
-            out[k] = values[k] <= bound
+            out[k] = values[start + k] <= bound
     elif relation == 2:
         for k in range(count):
-            out[k] = values[k] == bound
+            out[k] = values[start + k] == bound
     elif relation == 3:
         for k in range(count):
-            out[k] = values[k] != bound
+            out[k] = values[start + k] != bound
     elif relation == 4:
         for k in range(count):
-            out[k] = values[k] >= bound
+            out[k] = values[start + k] >= bound
     else:
         for k in range(count):
-            out[k] = values[k] > bound
+            out[k] = values[start + k] > bound
 
 
-@inner
+@inlined
 def identity(place: Any, which: int) -> Any:
     """Return the number of a place's provider, family, server or tier."""
     if which == 0:
@@ -166,11 +160,12 @@ def identity(place: Any, which: int) -> Any:
     return place.served_by if which == 2 else place.tier
 
 
-@inner
-def truth(
-    piece: int, stack: Bools, everyone: Numbers, values: Floats, world: World, stamped: Stamped, at: Moment
-) -> None:
-    """Evaluate a Pred for all candidates of a moment; the truth stands in the first row of `stack`."""
+@inlined
+def truth(piece: int, stack: Bools, why: Numbers, fields: Floats, world: World, stamped: Stamped, at: Moment) -> None:
+    """Evaluate a Pred for all candidates of a moment; the truth stands in the first row of `stack`.
+
+    Where requirements are not met, `why` takes the reason.
+    """
     place, top = world.population.place, -1
     for number in range(world.code.piece[piece].lo, world.code.piece[piece].hi):
         step = world.code.step[number]
@@ -178,16 +173,21 @@ def truth(
             for k in range(at.width):
                 stack[top, k] = not stack[top, k]
             continue
-        if step.op == p.AND or step.op == p.OR:
+        if step.op == p.AND:
             top -= 1
             for k in range(at.width):
-                both = stack[top, k] and stack[top + 1, k]
-                stack[top, k] = both if step.op == p.AND else (stack[top, k] or stack[top + 1, k])
+                stack[top, k] &= stack[top + 1, k]
+            continue
+        if step.op == p.OR:
+            top -= 1
+            for k in range(at.width):
+                stack[top, k] |= stack[top + 1, k]
             continue
         top += 1
-        if step.op == p.COMPARE or step.op == p.IS:
-            read_field(values, everyone, at.width, int(step.a), int(step.b), world, stamped, at)
-            compare(stack[top], values, at.width, int(step.y) if step.op == p.COMPARE else 3, step.x)
+        if step.op == p.COMPARE:
+            column = step.a == p.COLUMN
+            values = world.population.column[step.b] if column else fields[step.a]
+            compare(stack[top], values, at.first if column else 0, at.width, int(step.y), step.x)
         elif step.op == p.IDENTITY:
             for k in range(at.width):
                 stack[top, k] = identity(place[at.first + k], step.a) == step.b
@@ -201,7 +201,8 @@ def truth(
                 stack[top, k] = (scope == NO_SCOPE) | (scope == asked)
         elif step.op == p.MEETS:
             for k in range(at.width):
-                stack[top, k] = meets(at.first + k, world, stamped, at) == 0
+                why[k] = meets(at.first + k, world, stamped, at)
+                stack[top, k] = why[k] == 0
         else:
             for k in range(at.width):
                 stack[top, k] = step.op == p.TRUE

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 
 from replay import queries
 from replay.errors import NotComparableError, ReplayError
-from replay.ledger.load import TABLES, Ledger, load_ledger
+from replay.ledger.load import TABLES, Ledger, load_ledger, table_identity
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -127,24 +128,39 @@ def read_ledger_folder(folder: Path) -> Ledger:
     """Read a ledger from its folder, and check every table against the manifest.
 
     Raises ReplayError where a file is missing, cut short, or does not hold what the manifest says.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_ledger_folder(Path(folder) / "empty", ledger_of({}))
+    ...     len(read_ledger_folder(Path(folder) / "empty").calls)
+    0
     """
+    with open_ledger_folder(folder) as connection:
+        return load_ledger(connection)
+
+
+@contextmanager
+def open_ledger_folder(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a ledger's folder as a mirror in memory, checked as `read_ledger_folder` does; nothing is written back."""
     said = read_manifest(folder)["tables"]
     held = {table: _read(folder / f"{table}.parquet") for table in TABLES}
-    try:
-        ledger = ledger_of(held)
-    except duckdb.Error as error:
-        raise ReplayError(
-            f"{folder} does not fit the mirror's tables ({str(error).splitlines()[0]}); restore it from version "
-            "control, or cut the slice again with this version"
-        ) from error
-    for table, found in ledger.identity.items():
-        if found != said[table]:
+    with duckdb.connect() as connection:
+        try:
+            fill(connection, held)
+        except duckdb.Error as error:
             raise ReplayError(
-                f"{folder / table}.parquet is not the table that {MANIFEST} describes: it holds {found['rows']:,} rows "
-                f"with content {found['content'][:8]}, the manifest says {_described(said[table])}. Restore both from "
-                "version control, or cut the slice again"
-            )
-    return ledger
+                f"{folder} does not fit the mirror's tables ({str(error).splitlines()[0]}); restore it from version "
+                "control, or cut the slice again with this version"
+            ) from error
+        for table in TABLES:
+            found = table_identity(connection, table)
+            if found != said[table]:
+                raise ReplayError(
+                    f"{folder / table}.parquet is not the table that {MANIFEST} describes: it holds "
+                    f"{found['rows']:,} rows with content {found['content'][:8]}, the manifest says "
+                    f"{_described(said[table])}. Restore both from version control, or cut the slice again"
+                )
+        yield connection
 
 
 def _read(path: Path) -> pl.DataFrame:

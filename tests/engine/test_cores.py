@@ -26,7 +26,12 @@ RULES: list[dict[str, Any]] = [
     {"rule": "ema", "alpha": 0.3},
     {"rule": "time_ema", "tau": "60s"},
 ]
-RATES = [*RULES, {"rule": "beta", "gamma": 0.9, "a0": 1, "b0": 1}, {"rule": "wilson", "window": "2m"}, {"rule": "consecutive", "k": 2}]
+RATES = [
+    *RULES,
+    {"rule": "beta", "gamma": 0.9, "a0": 1, "b0": 1},
+    {"rule": "wilson", "window": "2m"},
+    {"rule": "consecutive", "k": 2},
+]
 LATENCIES = [*RULES, {"rule": "peak_ema", "tau": "60s"}, {"rule": "quantile", "n": 8, "q": 0.5}]
 TOOLS: list[dict[str, Any]] = [
     {"rule": "window", "min_samples": 2, "window": "2m"},

@@ -1,0 +1,262 @@
+"""Decisions per second of the engine on one thread, against production's way and against the interpreter.
+
+A decision is whole: its stamps are brought up to date, breakers and disabled providers are known, the candidates
+filtered, scored and ordered, and what came of it is noted. Tables are not built and nothing is written. Time is the
+processor's, of all threads together, so that others on the machine count little; compiling stands apart.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import numpy as np
+
+from replay import offerbook, outcomes, queries, timeline
+from replay.asking import Policies
+from replay.bench import Figure, Say
+from replay.bench.synthetic import shipped, write_ledger
+from replay.core import Policy, State, admit, plan
+from replay.deciding import Decider
+from replay.kernel.compiled import compiled
+from replay.kernel.core import CompiledCore
+from replay.ledger.derivations import Row, Windows
+from replay.ledger.load import load_ledger
+from replay.ledger.mirror import open_mirror
+from replay.measuring import Measuring
+from replay.settings import PRODUCTION_NOW
+from replay.stamps import Evidence, stamp
+from replay.timeline import Floats, Ints, Timeline
+
+CALLS, QUICK_CALLS = 1_000_000, 20_000
+SAMPLE = 200
+"""Decisions made production's way: each asks DuckDB twice."""
+
+INTERPRETED = 4_096
+ROUNDS = 3
+AIMS = {("default", 60): 1e6, ("default", 20): 2e6}
+"""Decisions per second aimed at."""
+
+TIMES_SQL = 1_000
+
+Work = tuple[str, int, Decider]
+"""A policy's name, how many candidates there are, and what decides."""
+
+
+def bench_decisions(say: Say, quick: bool) -> list[Figure]:
+    """Measure the policies `default` at 20 and 60 candidates and `balanced` at 60, over a million calls each."""
+    calls = QUICK_CALLS if quick else CALLS
+    figures = [] if quick else [_compile_figure(say)]
+    for candidates, names in ((20, ["default"]), (60, ["default", "balanced"])):
+        with _ledger(calls, candidates, say) as (mirror, axis):
+            book = offerbook.build(axis)
+            work = [(name, candidates, Decider(axis, book, Policies(axis, shipped(name)))) for name in names]
+            for one in work:
+                figures += _engine(one, quick, say)
+            if candidates == 60:
+                figures += _others(work[0], mirror, figures, quick, say)
+                figures += _parts(axis, book, quick, say)
+    say("decisions: done", 1, 1)
+    return figures
+
+
+@contextmanager
+def _ledger(calls: int, candidates: int, say: Say) -> Iterator[tuple[Path, Timeline]]:
+    say(f"decisions: making a ledger of {calls:,} calls, {candidates} candidates", 0, 1)
+    with tempfile.TemporaryDirectory(prefix="replay-bench-") as folder:
+        mirror = Path(folder) / "ledger.duckdb"
+        write_ledger(mirror, calls, candidates, shipped("default"))
+        with open_mirror(mirror) as connection:
+            ledger = load_ledger(connection)
+        yield mirror, timeline.build(ledger)
+
+
+def _engine(work: Work, quick: bool, say: Say) -> list[Figure]:
+    """Decide all calls; the yardstick is a loop that only finds the largest of as many numbers per decision."""
+    name, candidates, decider = work
+    say(f"decisions: {name}, {candidates} candidates", 0, 1)
+    calls = len(decider.selected)
+    decided_s, bare_s = _in_turns(lambda: decide_all(decider), _bare(calls, candidates))
+    rate, bare = calls / decided_s, f"the largest of {candidates} numbers, {name}"
+    aim = AIMS.get((name, candidates))
+    return [
+        Figure(bare, calls / bare_s, "decisions/s"),
+        Figure(
+            f"engine, {name}, {candidates} candidates",
+            rate,
+            "decisions/s",
+            bare,
+            rate * bare_s / calls,
+            None if aim is None else f"≥ {aim:,.0f} decisions/s",
+            None if aim is None or quick else rate >= aim,
+        ),
+    ]
+
+
+def decide_all(decider: Decider) -> int:
+    """Decide every call under production's settings with nothing known beforehand but the ledger; returns how many."""
+    blocks = CompiledCore(decider).decide(Measuring(decider.timeline, PRODUCTION_NOW), decider.selected, _silent, "")
+    return sum(len(block.calls) for block in blocks)
+
+
+def _others(work: Work, mirror: Path, figures: list[Figure], quick: bool, say: Say) -> list[Figure]:
+    """The same decisions in production's way and by the interpreter, on samples."""
+    name, candidates, decider = work
+    engine = next(one for one in figures if one.name == f"engine, {name}, {candidates} candidates")
+    calls = np.unique(np.linspace(0, len(decider.selected) - 1, 20 if quick else SAMPLE).astype(np.int64))
+    say("decisions: production's way", 0, 1)
+    with open_mirror(mirror) as connection:
+        connection.execute("SET threads = 1")
+        production_s = _cpu_s(lambda: by_sql(connection, decider, calls)) / len(calls)
+    say("decisions: the interpreter", 0, 1)
+    some = decider.selected[-(256 if quick else INTERPRETED) :]
+    measuring = Measuring(decider.timeline, PRODUCTION_NOW)
+    interpreted_s = _cpu_s(lambda: sum(1 for _ in outcomes.interpreted(decider, measuring, some))) / len(some)
+    over_sql, over_interpreter = engine.value * production_s, engine.value * interpreted_s
+    reached = None if quick else over_sql >= TIMES_SQL
+    sql, interpreter = f"shared SQL and interpreter, {len(calls)} decisions", f"interpreter, {len(some):,} decisions"
+    return [
+        Figure(sql, 1 / production_s, "decisions/s"),
+        Figure(f"{engine.name} (1)", engine.value, engine.unit, sql, over_sql, f"≥ {TIMES_SQL:,}×", reached),
+        Figure(interpreter, 1 / interpreted_s, "decisions/s"),
+        Figure(f"{engine.name} (2)", engine.value, engine.unit, interpreter, over_interpreter),
+    ]
+
+
+def by_sql(connection: duckdb.DuckDBPyConnection, decider: Decider, calls: Ints) -> list[str | None]:
+    """Decide some calls as production does: both queries on the ledger as it was, stamp, plan; returns the routes.
+
+    The windows end at the evidence instant; breakers are left out, in production's favour.
+    """
+    windows, chosen = Windows.of(PRODUCTION_NOW), []
+    for call in calls.tolist():
+        at_ms, asked, policy = (
+            int(decider.timeline.calls.evidence_ms[call]),
+            decider.asked[call],
+            decider.policies.of(call),
+        )
+        assert policy is not None
+        assert asked.request is not None
+        answers: list[list[Row]] = []
+        for name, values in windows.asked(at_ms):
+            query = queries.load(name)
+            found = connection.execute(query.text, query.bind(**{**values, "until_ms": at_ms}))
+            names = [column[0] for column in found.description or ()]
+            answers.append([dict(zip(names, row, strict=True)) for row in found.fetchall()])
+        stats, incapable = windows.told(answers)
+        candidates = stamp(decider.segment(call).candidates, Evidence(at_ms, stats, incapable))
+        ordered = plan(policy, candidates, asked.request, State(), asked.seed).ordered
+        chosen.append(candidates[ordered[0]].route_key if ordered else None)
+    return chosen
+
+
+# What a decision's parts cost
+
+
+def _parts(axis: Timeline, book: offerbook.OfferBook, quick: bool, say: Say) -> list[Figure]:
+    """Take parts of `balanced` away, one after the other; what is left at the end is stamps, state and notes."""
+    term = list(shipped("balanced").term)
+    static = ["neg", ["normalize", ["field", "price_out"]]]
+    kept = {
+        "balanced without latency in its scores": _with(term, scorer=["add", term[2][1], term[2][2]]),
+        "balanced with static scores": _with(term, scorer=static),
+        "nothing filtered, all scores 0": _with(term, pred=["top"], scorer=["zero"], selector=["argmax"]),
+    }
+    figures = []
+    for name, policy in kept.items():
+        say(f"decisions: {name}", 0, 1)
+        decider = Decider(axis, book, Policies(axis, policy))
+        calls = len(decider.selected)
+        figures.append(Figure(f"engine, {name}", calls / _least_cpu_s(lambda d=decider: decide_all(d)), "decisions/s"))  # type: ignore[misc]
+    return figures
+
+
+def _with(term: list[object], **parts: object) -> Policy:
+    names = ("pred", "scorer", "selector")
+    pred, scorer, selector = (parts.get(name, term[place]) for place, name in enumerate(names, start=1))
+    return admit(["policy", pred, scorer, selector, *term[4:]], shipped("balanced").schema)
+
+
+# Clocks and yardsticks
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Say nothing."""
+
+
+def _bare(calls: int, candidates: int) -> Callable[[], object]:
+    scores = np.random.default_rng(0).random((4_096, candidates))
+    _largest(scores, 1)
+    return lambda: _largest(scores, calls)
+
+
+@compiled
+def _largest(scores: Floats, calls: int) -> int:
+    """Find the place of the largest score, so many times; returns the sum of the places."""
+    total = 0
+    for call in range(calls):
+        row = call % len(scores)
+        best = 0
+        for place in range(1, scores.shape[1]):
+            if scores[row, place] > scores[row, best]:
+                best = place
+        total += best
+    return total
+
+
+def _cpu_s(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def _least_cpu_s(work: Callable[[], object]) -> float:
+    return min(_cpu_s(work) for _ in range(ROUNDS))
+
+
+def _in_turns(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
+    first()  # whatever is compiled is compiled, or read from disk, now
+    times = [(_cpu_s(first), _cpu_s(second)) for _ in range(ROUNDS)]
+    return min(one for one, _ in times), min(other for _, other in times)
+
+
+_FIRST_USE = """
+import time
+from pathlib import Path
+from replay import offerbook, timeline
+from replay.asking import Policies
+from replay.bench.decisions import decide_all
+from replay.bench.synthetic import shipped, write_ledger
+from replay.deciding import Decider
+from replay.ledger.load import load_ledger
+from replay.ledger.mirror import open_mirror
+import sys
+with open_mirror(Path(sys.argv[1])) as connection:
+    axis = timeline.build(load_ledger(connection))
+decider = Decider(axis, offerbook.build(axis), Policies(axis, shipped("default")))
+times = []
+for _ in range(2):
+    began = time.process_time()
+    decide_all(decider)
+    times.append(time.process_time() - began)
+print(times[0] - times[1])
+"""
+
+
+def _compile_figure(say: Say) -> Figure:
+    """The seconds that the first decision ever waits for the compiler, in a process with an empty cache."""
+    say("decisions: compiling from nothing", 0, 1)
+    with tempfile.TemporaryDirectory(prefix="replay-bench-") as folder:
+        mirror = Path(folder) / "ledger.duckdb"
+        write_ledger(mirror, 1_000, 20, shipped("default"))
+        environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
+        command = [sys.executable, "-c", _FIRST_USE, str(mirror)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return Figure("compiling, once for all processes", float(done.stdout), "s")

@@ -1,0 +1,1 @@
+"""`replay sweep`: many settings over one timeline, their figures in one table; `running.sweep` is the way in."""
