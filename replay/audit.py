@@ -77,7 +77,7 @@ def audit(checked: Measuring, calls: Ints, flips: Iterable[int] = ()) -> Audit:
     `checked` measures `audited` settings.
     """
     timeline = checked.timeline
-    usable = np.array([call for call in calls.tolist() if timeline.calls.state[call] != "unavailable"], dtype=np.int64)
+    usable = calls[~checked.mute[calls]]
     result = Audit(of_decisions=len(usable))
     routes = np.unique(timeline.attempts.route)
     if len(usable) == 0 or len(routes) == 0:

@@ -32,7 +32,7 @@ from replay.reproduction import (
     recorded_settings,
 )
 from replay.settings import Settings
-from replay.timeline import Ints, Timeline, lag_free
+from replay.timeline import Ints, Texts, Timeline, lag_free
 
 __all__ = ["CORES", "DECISIONS", "TOP", "Core", "Progress", "Replayed", "Run", "Sink", "reproduce", "run"]
 
@@ -341,22 +341,27 @@ def _warnings(decider: Decider, replayed: Sequence[Replayed]) -> list[str]:
     sequence = decider.timeline.attempts.replica_seq
     if len(sequence) and (sequence >= 0).any() and (sequence < 0).any():
         warnings.append("some attempts carry their replica's numbering and some do not: in-process order goes by time")
-    missing = _gaps(decider.timeline)
+    missing = _gaps(decider)
     if missing:
-        warnings.append(f"{missing:,} numbers are missing from the replicas' own numbering: rows were dropped")
+        warnings.append(
+            f"{missing:,} numbers are missing from the replicas' own numbering: rows were dropped, or their calls had "
+            "not ended yet"
+        )
     return warnings
 
 
-def _gaps(axis: Timeline) -> int:
-    """Count the numbers between a replica's first and last that no row carries: decisions and attempts never written.
+def _gaps(decider: Decider) -> int:
+    """Count the numbers that no row carries between a replica's first and last decision that is replayed here."""
+    calls, attempts = decider.timeline.calls, decider.timeline.attempts
+    names = pl.concat([_numbers(calls.replica, calls.replica_seq), _numbers(attempts.replica, attempts.replica_seq)])
+    replayed = _numbers(calls.replica, calls.replica_seq)[decider.selected].drop_nulls()
+    spans = replayed.group_by("replica").agg(first=pl.col("number").min(), last=pl.col("number").max())
+    within = names.join(spans, on="replica").filter(pl.col("number").is_between("first", "last"))
+    counted = within.group_by("replica", "first", "last").agg(pl.col("number").n_unique())
+    return int(counted.select((pl.col("last") - pl.col("first") + 1 - pl.col("number")).sum()).item() or 0)
 
-    Numbers before the first are not counted: retention deletes old rows, and a ledger may begin anywhere.
-    """
-    numbers: dict[str, set[int]] = {}
-    for replica, sequence in (
-        *zip(axis.calls.replica, axis.calls.replica_seq.tolist(), strict=True),
-        *zip(axis.attempts.replica, axis.attempts.replica_seq.tolist(), strict=True),
-    ):
-        if replica is not None and sequence >= 0:
-            numbers.setdefault(replica, set()).add(sequence)
-    return sum(max(seen) - min(seen) + 1 - len(seen) for seen in numbers.values())
+
+def _numbers(replica: Texts, sequence: Ints) -> pl.DataFrame:
+    """Return what a process numbered; null where it did not, or the process is not known."""
+    frame = pl.DataFrame({"replica": replica.take(np.arange(len(sequence), dtype=np.int64)), "number": sequence})
+    return frame.with_columns(pl.when(pl.col("number") >= 0).then(pl.col("number")))

@@ -156,7 +156,7 @@ def table(decider: Decider, measuring: Measuring, block: Block, *, recorded_poli
         "candidates": pl.Series(decider.book.sizes[decider.book.numbers_at(axis.calls.decided_ms[calls])]),
         "rejected": pl.Series(decided["rejected"].copy()),
         "reject_counts": pl.Series(block.rejects, dtype=pl.String).gather(decided["pattern"].astype(np.int64)),
-        "margin": _some(stood["score"][:, 0] - stood["score"][:, 1], decided["length"] > 1),
+        "margin": _some(_minus(stood["score"][:, 0], stood["score"][:, 1]), decided["length"] > 1),
     }
     for place in range(SHOWN):
         ranked = decided["length"] > place
@@ -191,6 +191,11 @@ def _at(values: Ints, where: Ints, holds: Bools, otherwise: Ints | int = -1) -> 
 
 def _named(names: pl.Series, numbers: Ints) -> pl.Series:
     return names.gather(pl.Series(numbers).set(pl.Series(numbers < 0), None))
+
+
+def _minus(first: Floats, second: Floats) -> Floats:
+    with np.errstate(invalid="ignore"):  # of two routes without a stamp, ∞ − ∞
+        return np.subtract(first, second)
 
 
 def _some(values: Floats, holds: Bools) -> pl.Series:

@@ -119,13 +119,13 @@ def hold(result: Reproduction, decider: Decider, complete: Completeness, choices
     if not whole.any():
         return
     result.kind = "reproduction"
-    calls, chosen = choices.calls[whole], choices.route[whole]
+    calls, chosen, causes = choices.calls[whole], choices.route[whole], choices.cause[whole]
     recorded = first_routes(timeline, calls)
     missed = np.flatnonzero(chosen != recorded)
     result.compared += len(calls)
     result.agreed += len(calls) - len(missed)
     for place in missed.tolist():
-        call, cause = int(calls[place]), CAUSES[int(choices.cause[whole][place])]
+        call, cause = int(calls[place]), CAUSES[int(causes[place])]
         if chosen[place] == UNDECIDED:
             cause = "unknown policy" if decider.policies.recorded(call) is None else "refused"
         result.causes[cause] += 1

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -46,8 +47,7 @@ AIMS = {("default", 60): 1e6, ("default", 20): 2e6}
 
 TIMES_SQL = 1_000
 
-Work = tuple[str, int, Decider]
-"""A policy's name, how many candidates there are, and what decides."""
+DECISIONS = "decisions/s"
 
 
 def bench_decisions(say: Say, quick: bool) -> list[Figure]:
@@ -57,11 +57,11 @@ def bench_decisions(say: Say, quick: bool) -> list[Figure]:
     for candidates, names in ((20, ["default"]), (60, ["default", "balanced"])):
         with _ledger(calls, candidates, say) as (mirror, axis):
             book = offerbook.build(axis)
-            work = [(name, candidates, Decider(axis, book, Policies(axis, shipped(name)))) for name in names]
-            for one in work:
-                figures += _engine(one, quick, say)
+            deciders = {name: Decider(axis, book, Policies(axis, shipped(name))) for name in names}
+            engines = _engines(deciders, candidates, quick, say)
+            figures += engines
             if candidates == 60:
-                figures += _others(work[0], mirror, figures, quick, say)
+                figures += _others(engines[1], deciders["default"], mirror, quick, say)
                 figures += _parts(axis, book, quick, say)
     say("decisions: done", 1, 1)
     return figures
@@ -78,26 +78,29 @@ def _ledger(calls: int, candidates: int, say: Say) -> Iterator[tuple[Path, Timel
         yield mirror, timeline.build(ledger)
 
 
-def _engine(work: Work, quick: bool, say: Say) -> list[Figure]:
-    """Decide all calls; the yardstick is a loop that only finds the largest of as many numbers per decision."""
-    name, candidates, decider = work
-    say(f"decisions: {name}, {candidates} candidates", 0, 1)
-    calls = len(decider.selected)
-    decided_s, bare_s = _in_turns(lambda: decide_all(decider), _bare(calls, candidates))
-    rate, bare = calls / decided_s, f"the largest of {candidates} numbers, {name}"
-    aim = AIMS.get((name, candidates))
-    return [
-        Figure(bare, calls / bare_s, "decisions/s"),
-        Figure(
-            f"engine, {name}, {candidates} candidates",
-            rate,
-            "decisions/s",
-            bare,
-            rate * bare_s / calls,
-            None if aim is None else f"≥ {aim:,.0f} decisions/s",
-            None if aim is None or quick else rate >= aim,
-        ),
-    ]
+def _engines(deciders: dict[str, Decider], candidates: int, quick: bool, say: Say) -> list[Figure]:
+    """Decide all calls under each policy, in turns with a loop that only finds the largest of as many numbers."""
+    calls = len(next(iter(deciders.values())).selected)
+    works = {"": _bare(calls, candidates)} | {name: partial(decide_all, one) for name, one in deciders.items()}
+    for work in works.values():
+        work()  # whatever is compiled is compiled, or read from disk, now
+    least_s = dict.fromkeys(works, float("inf"))
+    for number in range(ROUNDS):
+        say(f"decisions: {', '.join(deciders)} at {candidates} candidates", number, ROUNDS)
+        for name, work in works.items():
+            least_s[name] = min(least_s[name], _cpu_s(work))
+    bare = Figure(f"bare loop, the largest of {candidates} numbers", calls / least_s.pop(""), DECISIONS)
+    figures = [bare]
+    for name, decided_s in least_s.items():
+        rate, aim = calls / decided_s, AIMS.get((name, candidates))
+        said = None if aim is None else f"≥ {aim:,.0f} {DECISIONS}"
+        reached = None if aim is None or quick else rate >= aim
+        figures.append(Figure(_engine(name, candidates), rate, DECISIONS, bare.name, rate / bare.value, said, reached))
+    return figures
+
+
+def _engine(name: str, candidates: int) -> str:
+    return f"engine, policy {name}, {candidates} candidates"
 
 
 def decide_all(decider: Decider) -> int:
@@ -106,27 +109,26 @@ def decide_all(decider: Decider) -> int:
     return sum(len(block.calls) for block in blocks)
 
 
-def _others(work: Work, mirror: Path, figures: list[Figure], quick: bool, say: Say) -> list[Figure]:
+def _others(engine: Figure, decider: Decider, mirror: Path, quick: bool, say: Say) -> list[Figure]:
     """The same decisions in production's way and by the interpreter, on samples."""
-    name, candidates, decider = work
-    engine = next(one for one in figures if one.name == f"engine, {name}, {candidates} candidates")
     calls = np.unique(np.linspace(0, len(decider.selected) - 1, 20 if quick else SAMPLE).astype(np.int64))
     say("decisions: production's way", 0, 1)
     with open_mirror(mirror) as connection:
         connection.execute("SET threads = 1")
-        production_s = _cpu_s(lambda: by_sql(connection, decider, calls)) / len(calls)
+        by_sql(connection, decider, calls[:1])
+        production = len(calls) / _cpu_s(lambda: by_sql(connection, decider, calls))
     say("decisions: the interpreter", 0, 1)
     some = decider.selected[-(256 if quick else INTERPRETED) :]
     measuring = Measuring(decider.timeline, PRODUCTION_NOW)
-    interpreted_s = _cpu_s(lambda: sum(1 for _ in outcomes.interpreted(decider, measuring, some))) / len(some)
-    over_sql, over_interpreter = engine.value * production_s, engine.value * interpreted_s
-    reached = None if quick else over_sql >= TIMES_SQL
-    sql, interpreter = f"shared SQL and interpreter, {len(calls)} decisions", f"interpreter, {len(some):,} decisions"
+    interpreted = len(some) / _cpu_s(lambda: sum(1 for _ in outcomes.interpreted(decider, measuring, some)))
+    sql, core = f"shared SQL and interpreter, {len(calls)} decisions", f"interpreter core, {len(some):,} decisions"
+    aim, times = f"≥ {TIMES_SQL:,}×", engine.value / production
+    reached = None if quick else times >= TIMES_SQL
     return [
-        Figure(sql, 1 / production_s, "decisions/s"),
-        Figure(f"{engine.name} (1)", engine.value, engine.unit, sql, over_sql, f"≥ {TIMES_SQL:,}×", reached),
-        Figure(interpreter, 1 / interpreted_s, "decisions/s"),
-        Figure(f"{engine.name} (2)", engine.value, engine.unit, interpreter, over_interpreter),
+        Figure(sql, production, DECISIONS),
+        Figure(engine.name, engine.value, DECISIONS, sql, times, aim, reached),
+        Figure(core, interpreted, DECISIONS),
+        Figure(engine.name, engine.value, DECISIONS, core, engine.value / interpreted),
     ]
 
 
@@ -163,18 +165,17 @@ def by_sql(connection: duckdb.DuckDBPyConnection, decider: Decider, calls: Ints)
 def _parts(axis: Timeline, book: offerbook.OfferBook, quick: bool, say: Say) -> list[Figure]:
     """Take parts of `balanced` away, one after the other; what is left at the end is stamps, state and notes."""
     term = list(shipped("balanced").term)
-    static = ["neg", ["normalize", ["field", "price_out"]]]
     kept = {
-        "balanced without latency in its scores": _with(term, scorer=["add", term[2][1], term[2][2]]),
-        "balanced with static scores": _with(term, scorer=static),
+        "balanced, latency not scored": _with(term, scorer=["add", term[2][1], term[2][2]]),
+        "balanced, only prices scored": _with(term, scorer=["neg", ["normalize", ["field", "price_out"]]]),
         "nothing filtered, all scores 0": _with(term, pred=["top"], scorer=["zero"], selector=["argmax"]),
     }
     figures = []
-    for name, policy in kept.items():
-        say(f"decisions: {name}", 0, 1)
-        decider = Decider(axis, book, Policies(axis, policy))
-        calls = len(decider.selected)
-        figures.append(Figure(f"engine, {name}", calls / _least_cpu_s(lambda d=decider: decide_all(d)), "decisions/s"))  # type: ignore[misc]
+    for number, (name, policy) in enumerate(kept.items()):
+        say("decisions: which part costs what", number, len(kept))
+        work = partial(decide_all, Decider(axis, book, Policies(axis, policy)))
+        decided_s = min(_cpu_s(work) for _ in range(1 if quick else ROUNDS))
+        figures.append(Figure(f"engine, {name}, 60 candidates", len(axis.calls) / decided_s, DECISIONS))
     return figures
 
 
@@ -215,16 +216,6 @@ def _cpu_s(work: Callable[[], object]) -> float:
     began = time.process_time()
     work()
     return time.process_time() - began
-
-
-def _least_cpu_s(work: Callable[[], object]) -> float:
-    return min(_cpu_s(work) for _ in range(ROUNDS))
-
-
-def _in_turns(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
-    first()  # whatever is compiled is compiled, or read from disk, now
-    times = [(_cpu_s(first), _cpu_s(second)) for _ in range(ROUNDS)]
-    return min(one for one, _ in times), min(other for _, other in times)
 
 
 _FIRST_USE = """

@@ -18,6 +18,7 @@ _ROOMS = (
     "prices",
     "run",
     "compare",
+    "sweep",
     "slice",
     "check",
     "accept",

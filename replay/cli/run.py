@@ -16,11 +16,11 @@ from replay.cli.show import console, print_record
 from replay.durations import duration_ms, instant_ms
 from replay.engine import Core
 from replay.errors import ReplayError
-from replay.estimators import Ema, Window
 from replay.ledger.lacks import lacks
 from replay.ledger.load import load_ledger
 from replay.ledger.mirror import open_mirror
 from replay.settings import PRESETS, Settings
+from replay.sweep.grid import other_rule
 
 _Duration = Annotated[str | None, typer.Option(help="A duration such as 5m: replaces the rule of both measures.")]
 
@@ -105,15 +105,17 @@ def varied(
     >>> varied(settings_room.PRODUCTION_NOW, window="5m", lag=["200ms"]).name
     'production-now window=5m lag=200ms'
     """
+    if window is not None and alpha is not None:
+        raise ReplayError("--window and --alpha each replace the rule of both measures; give one of them")
     table = base.to_dict()
     said = {"window": window, "alpha": alpha, "tools_min": tools_min, "tools_window": tools_window, "memo": memo,
             "lag": lag, "replicas": replicas, "restart": restart, "prices": prices, "scale_price": scale_price,
             "seed": seed}  # fmt: skip
     for measure in ("reliability", "latency"):
         if window is not None:
-            table[measure] = _other_rule(table[measure], rule="window", window_ms=duration_ms(window))
+            table[measure] = other_rule(table[measure], rule="window", window_ms=duration_ms(window))
         if alpha is not None:
-            table[measure] = _other_rule(table[measure], rule="ema", alpha=alpha)
+            table[measure] = other_rule(table[measure], rule="ema", alpha=alpha)
     if tools_min is not None:
         table["tools"]["min_samples"] = tools_min
     if tools_window is not None:
@@ -130,11 +132,6 @@ def varied(
     table |= {key: value for key, value in plain.items() if value is not None}
     words = [f"{key}={_word(value)}" for key, value in said.items() if value not in (None, [])]
     return replace(settings_room.from_dict(table), name=" ".join([base.name, *words]))
-
-
-def _other_rule(measure: dict[str, Any], **rule: Any) -> dict[str, Any]:
-    parameters = {"rule", *Window.__dataclass_fields__, *Ema.__dataclass_fields__, "n", "tau_ms"}
-    return {key: value for key, value in measure.items() if key not in parameters} | rule
 
 
 def _factor(text: str, provider: str) -> float:

@@ -29,10 +29,11 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
+import analysis
 import replay
 from analysis.prequential import FIGURES_SCHEMA
 from replay.core import Policy
-from replay.engine import Progress
+from replay.engine import Progress, Run
 from replay.errors import ReplayError
 from replay.ledger.load import Ledger
 from replay.record import ROWS_PER_GROUP
@@ -64,12 +65,15 @@ class StoppedError(ReplayError):
 
 @dataclass(frozen=True)
 class Swept:
-    """What came of a sweep: its table, how many settings had to be measured, who was interpreted, peak memory in MB.
+    """What came of a sweep.
 
-    `proof` is what the proof of the bases says, as sentences' data; memory of workers counts shared pages too.
+    `proof` is the bases' replay, `measured` and `kept` count the distinct settings measured now and before,
+    `interpreted` says why the compiled core did not decide, by name. `worker_peak_mb` is that of the largest worker,
+    0 without any; pages it shares with the first process are counted in both.
     """
 
     table: pl.DataFrame
+    proof: Run
     measured: int
     kept: int
     interpreted: dict[str, str]
@@ -101,7 +105,7 @@ def sweep(
         raise ReplayError(f"a sweep with {jobs} jobs measures nothing; expected 1 or more")
     parts = _Parts(out, _rests_on(ledger, settings[0], policy, since_ms, until_ms))
     distinct = list({one.identity: one for one in reversed(settings)}.values())[::-1]
-    prove(ledger, bases, policy, since_ms, until_ms, say)
+    proof = prove(ledger, bases, policy, since_ms, until_ms, say)
     todo = [one for one in distinct if not parts.has(one)]
     if todo:
         say("laying out the ledger", 0, 1)
@@ -116,6 +120,7 @@ def sweep(
     why = {one.name: found[one.identity]["interpreted"] for one in settings}
     return Swept(
         table,
+        proof,
         len(todo),
         len(distinct) - len(todo),
         {name: said for name, said in why.items() if said is not None},
@@ -133,9 +138,7 @@ def _measure(work: Work, parts: _Parts, todo: list[Settings], total: int, jobs: 
             parts.write(one, work.measure(one))
             done += 1
             say("measuring settings", done, total)
-        for _ in _in_processes(work, parts, elsewhere, min(jobs, len(elsewhere))):
-            done += 1
-            say("measuring settings", done, total)
+        _in_processes(work, parts, elsewhere, jobs, lambda count: say("measuring settings", done + count, total))
     except KeyboardInterrupt:
         raise StoppedError(
             f"stopped: {parts.count(todo) + total - len(todo)} of {total} settings are measured and kept in "
@@ -148,10 +151,10 @@ def _measure(work: Work, parts: _Parts, todo: list[Settings], total: int, jobs: 
 _measure_one: Callable[[Settings], None] | None = None  # what a worker process does; set when it begins
 
 
-def _in_processes(work: Work, parts: _Parts, settings: list[Settings], jobs: int) -> Iterator[None]:
-    """Measure settings in forked processes, which share what was laid out; yield after each.
+def _in_processes(work: Work, parts: _Parts, settings: list[Settings], jobs: int, tell: Callable[[int], None]) -> None:
+    """Measure settings in forked processes, which share what was laid out; `tell` how many are done.
 
-    Where the caller stops, those under way are finished and kept.
+    On Ctrl-C those under way are finished and kept.
     """
     if not settings:
         return
@@ -161,15 +164,17 @@ def _in_processes(work: Work, parts: _Parts, settings: list[Settings], jobs: int
 
     gc.collect()
     gc.freeze()  # a collection in a worker would copy every page it looks at
-    pool = ProcessPoolExecutor(jobs, get_context("fork"), initializer=_begin, initargs=(measure_one,))
+    pool = ProcessPoolExecutor(
+        min(jobs, len(settings)), get_context("fork"), initializer=_begin, initargs=(measure_one,)
+    )
     try:
         with warnings.catch_warnings():
             # Python warns of forking beside threads; the workers use nothing of theirs, Polars least of all.
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             futures = [pool.submit(_work, one) for one in settings]
-        for future in as_completed(futures):
+        for count, future in enumerate(as_completed(futures), start=1):
             future.result()
-            yield
+            tell(count)
     except BrokenProcessPool as error:
         raise ReplayError(
             f"a worker process was killed, perhaps for want of memory; {parts.count(settings)} of {len(settings)} "
@@ -270,7 +275,8 @@ def _rests_on(
     ledger: Ledger, first: Settings, policy: Policy | None, since_ms: int | None, until_ms: int | None
 ) -> str:
     """Return the hash of all that a setting's figures rest on besides the setting itself."""
-    sources = sorted(Path(replay.__file__).parent.rglob("*.py"))
+    rooms = (Path(room.__file__ or "").parent for room in (replay, analysis))
+    sources = (path for room in rooms for path in sorted(room.rglob("*.py")))
     code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]
     versions = [replay.__version__, *(version(name) for name in ("numba", "numpy"))]
     whole = [ledger.identity, since_ms, until_ms, first.identity, policy and policy.identity, versions, code]

@@ -26,6 +26,12 @@ DECISIONS = "the decisions"
 AGREEMENT, FLIPS, SWITCHES, UNDECIDED_SHARE = "agreement", "flips", "switches per 100", "undecided"
 
 
+class UnprovenError(ReplayError):
+    """The settings that a grid varies do not pass their audit, or do not reproduce what was recorded."""
+
+    exit_code = 1
+
+
 class Work:
     """A ledger laid out once; `measure` gives the figures of any setting that `prepare` was told of.
 
@@ -104,12 +110,12 @@ def prove(
     until_ms: int | None,
     say: engine.Progress,
 ) -> engine.Run:
-    """Replay the settings a grid varies, audited and reproduced; raises ReplayError where that fails."""
+    """Replay the settings a grid varies, audited and reproduced; raises UnprovenError where that fails."""
     done = engine.run(ledger, settings, policy, since_ms, until_ms, say, sink=_Nowhere())
     if not done.passed:
-        raise ReplayError(
-            f"the audit or the reproduction of {', '.join(one.name for one in settings)} fails, so no figure would mean "
-            "anything; `replay run` with the same settings shows what differs"
+        raise UnprovenError(
+            f"the audit or the reproduction of {', '.join(one.name for one in settings)} fails, so no figure would "
+            "mean anything; `replay run` with the same settings shows what differs"
         )
     return done
 
