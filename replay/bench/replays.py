@@ -8,12 +8,14 @@ code is loaded. Reading is one `SELECT *` of each of the two large tables, witho
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,12 @@ from replay import engine, record
 from replay.bench import Figure, Say, best_of
 from replay.bench.synthetic import shipped, write_ledger
 from replay.errors import ReplayError
+from replay.estimators import Ema, Rule, Window
 from replay.ledger.lacks import lacks
 from replay.ledger.load import load_ledger
 from replay.ledger.mirror import open_mirror
-from replay.settings import PRODUCTION_NOW
+from replay.settings import PRODUCTION_NOW, Measure, Settings
+from replay.sweep.running import sweep
 
 CALLS, QUICK_CALLS, FULL_CALLS = 1_000_000, 300, 10_000_000
 CANDIDATES = 60
@@ -34,34 +38,48 @@ ROUNDS = 2
 WHOLE_S = 5.0
 MEMORY_MB = 2_048
 GROWTH = 1.3
+SWEPT, QUICK_SWEPT = 10, 2
+"""Rules of each of two measures; a sweep takes every pair of them."""
+
+SWEEP_TIMES = 25.0
 
 
 def bench_replays(say: Say, quick: bool, full: bool = False) -> list[Figure]:
     """Measure a replay of a million calls and its parts; `full` adds ten million, `quick` takes few thousand."""
     calls = QUICK_CALLS if quick else CALLS
     with tempfile.TemporaryDirectory(prefix="replay-bench-") as folder:
-        one = _measured(Path(folder), calls, ROUNDS, say)
-        figures = _whole(calls, one, quick) + _phases(calls, one)
+        rules = QUICK_SWEPT if quick else SWEPT
+        one = _measured(Path(folder), calls, ROUNDS, rules, say)
+        figures = _whole(calls, one, quick) + _phases(calls, one) + _swept(calls, one, rules, quick)
         if full:
-            more = _measured(Path(folder), FULL_CALLS, 1, say)
+            more = _measured(Path(folder), FULL_CALLS, 1, 0, say)
             figures += _grown(figures[1], calls, one, more)
     say("replays: done", 1, 1)
     return figures
 
 
-def _measured(folder: Path, calls: int, rounds: int, say: Say) -> dict[str, Any]:
-    """Return the seconds of reading, of the replay and of its phases, and the highest memory in MB."""
+def _measured(folder: Path, calls: int, rounds: int, rules: int, say: Say) -> dict[str, Any]:
+    """Return what `measure` and, with any rules, `measure_sweep` return, each run in a process of its own."""
     mirror = folder / f"{calls}.duckdb"
-    say(f"replays: making a ledger of {calls:,} calls", 0, 2)
+    say(f"replays: making a ledger of {calls:,} calls", 0, 3)
     write_ledger(mirror, calls, CANDIDATES, shipped("default"))
-    say(f"replays: {calls:,} calls", 1, 2)
-    command = [sys.executable, "-m", "replay.bench.replays", str(mirror), str(folder / "run"), str(rounds)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ReplayError(f"the replay to be measured failed: {done.stderr.strip()[-300:]}; please report this")
+    say(f"replays: {calls:,} calls", 1, 3)
+    measured = _alone("measure", str(mirror), str(folder / "run"), rounds)
+    if rules:
+        say(f"replays: a sweep of {rules * rules} settings over {calls:,} calls", 2, 3)
+        measured |= _alone("measure_sweep", str(mirror), str(folder / "sweep.parquet"), rules)
     mirror.unlink()
-    measured: dict[str, Any] = json.loads(done.stdout)
     return measured
+
+
+def _alone(function: str, *given: str | int) -> dict[str, Any]:
+    """Call one of this module's functions in a process of its own."""
+    words = [sys.executable, "-m", "replay.bench.replays", function, *map(str, given)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ReplayError(f"what was to be measured failed: {done.stderr.strip()[-300:]}; please report this")
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
 
 
 def _whole(calls: int, one: dict[str, Any], quick: bool) -> list[Figure]:
@@ -79,6 +97,16 @@ def _whole(calls: int, one: dict[str, Any], quick: bool) -> list[Figure]:
 def _phases(calls: int, one: dict[str, Any]) -> list[Figure]:
     against, whole_s = f"replay of {calls:,} calls, file to folder", one["whole_s"]
     return [Figure(f"  {name}", seconds, "s", against, seconds / whole_s) for name, seconds in one["phases_s"].items()]
+
+
+def _swept(calls: int, one: dict[str, Any], rules: int, quick: bool) -> list[Figure]:
+    name, whole = f"sweep of {rules * rules} settings", f"replay of {calls:,} calls, file to folder"
+    ratio = one["sweep_s"] / one["whole_s"]
+    aim = None if quick else f"≤ {SWEEP_TIMES:g}×"
+    return [
+        Figure(name, one["sweep_s"], "s", whole, ratio, aim, None if quick else ratio <= SWEEP_TIMES),
+        Figure(f"{name}, highest memory of a process", one["sweep_mb"], "MB"),
+    ]
 
 
 def _grown(whole: Figure, calls: int, one: dict[str, Any], more: dict[str, Any]) -> list[Figure]:
@@ -187,5 +215,33 @@ def measure(mirror: Path, out: Path, rounds: int) -> dict[str, Any]:
     return {"whole_s": whole_s, "cpu_s": cpu_s, "reading_s": reading_s, "phases_s": phases_s, "memory_mb": memory_mb}
 
 
+def measure_sweep(mirror: Path, out: Path, rules: int) -> dict[str, Any]:
+    """Sweep every pair of so many rules on all cores, as `replay sweep` does; returns `sweep_s` and `sweep_mb`."""
+    began = time.perf_counter()
+    with open_mirror(mirror) as connection:
+        ledger = load_ledger(connection)
+    swept = sweep(ledger, [PRODUCTION_NOW], grid(rules), out, jobs=os.cpu_count() or 1)
+    memory_mb = max(swept.peak_mb, swept.worker_peak_mb)
+    return {"sweep_s": time.perf_counter() - began, "sweep_mb": memory_mb}
+
+
+def grid(rules: int) -> list[Settings]:
+    """Return every pair of rules, half of them windows and half EMAs, as settings.
+
+    >>> [one.name for one in grid(2)]
+    ['window-0 window-0', 'window-0 ema-0', 'ema-0 window-0', 'ema-0 ema-0']
+    """
+    half = rules // 2
+    known: dict[str, Rule] = {f"window-{n}": Window(60_000 * 2**n) for n in range(half)}
+    known |= {f"ema-{n}": Ema(0.05 * 2**n / 2) for n in range(rules - half)}
+    pairs = [(first, second) for first in known for second in known]
+    return [
+        replace(PRODUCTION_NOW, name=f"{a} {b}", reliability=Measure(rule=known[a]), latency=Measure(rule=known[b]))
+        for a, b in pairs
+    ]
+
+
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(measure(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))))
+    function, path, folder, number = sys.argv[1:]
+    found = {"measure": measure, "measure_sweep": measure_sweep}[function](Path(path), Path(folder), int(number))
+    sys.stdout.write(json.dumps(found))

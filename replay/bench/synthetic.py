@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from replay.core import Policy, Schema, admit
 from replay.core.library import SHIPPED_FIELDS, load_policy
+from replay.errors import ReplayError
 from replay.ledger.mirror import open_mirror
 
 START_MS = 1_772_409_600_000  # 2026-03-02
@@ -68,8 +69,10 @@ def shipped(name: str) -> Policy:
 def write_ledger(path: Path, calls: int, candidates: int, policy: Policy, seed: int = 0) -> None:
     """Write a mirror of so many calls, each with one attempt, over so many candidates (a multiple of ten).
 
-    `policy` is recorded as the one that decided.
+    `policy` is recorded as the one that decided. Raises ReplayError where there is a file already.
     """
+    if path.exists():
+        raise ReplayError(f"{path} exists; expected a new file for a synthetic ledger: give another")
     offers = _offers(candidates, calls * GAP_MS)
     drawn = _drawn(calls, offers.head(candidates), seed)
     with open_mirror(path, write=True) as connection:

@@ -12,7 +12,6 @@ from rich.table import Table
 from replay.bench import report
 from replay.bench.report import BENCHES, Options, Result
 from replay.cli.progress import shown
-from replay.cli.pull import Dsn
 from replay.cli.show import console, plain
 from replay.errors import ReplayError
 
@@ -28,12 +27,20 @@ def bench_command(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, which only show that it works.")] = False,
     full: Annotated[bool, typer.Option("--full", help="The largest sizes too: ten million calls.")] = False,
-    dsn: Dsn = None,
+    dsn: Annotated[
+        str | None,
+        typer.Option(
+            envvar="BENCH_DATABASE_URL",
+            help="A PostgreSQL to measure on, as postgresql://… or host=… dbname=…: a schema and a database are "
+            "created there, filled with millions of rows, and dropped. It is never shown.",
+        ),
+    ] = None,
 ) -> None:
     """Measure what everything costs, against the plain way of doing the same in the same run.
 
     Ratios mean something on any machine, bare times on this one only; an aim that is missed is said, and is no error.
-    Without --dsn the store and the pull are measured on a PostgreSQL that is started for it, and removed again.
+    The store and the pull are measured on a PostgreSQL that is started for it and removed again, unless one is given;
+    DATABASE_URL, which may name production's, is not looked at.
 
     Example: replay bench estimators decisions --quick
     """

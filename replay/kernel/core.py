@@ -109,7 +109,7 @@ class CompiledCore:
         """Run the pass step by step; a block is handed out once all its calls are decided, whatever their order."""
         work: Work = new_work(world.population.widest, self.code, len(self.asking.request))
         reasons = [reason for reason, _ in sorted(self.requests.names.reasons.items(), key=lambda pair: pair[1])]
-        patterns, verdicts = new_patterns(len(reasons)), np.zeros(1, dtype=np.int64)
+        patterns, versions = new_patterns(len(reasons)), np.zeros(2, dtype=np.int64)
         known: list[str] = []
 
         def texts() -> list[str]:
@@ -126,7 +126,7 @@ class CompiledCore:
             found = _with_room(found, top - base)
             while position < end:
                 at = decide(
-                    order, position, end, base, asked, measures, verdicts, world, stamped, work, patterns, found
+                    order, position, end, base, asked, measures, versions, world, stamped, work, patterns, found
                 )
                 if at == OUT_OF_ORDER:
                     raise NotCoveredError(

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay.kernel.compiled import inlined, without_arrays
-from replay.kernel.program import Records
+from replay.kernel.program import FROM_LATENCY, FROM_RATE, Records
 from replay.kernel.ranking import Work, rank
 from replay.kernel.tracks import Track, advance, read
-from replay.kernel.truth import Moment, Stamped, World, can_tools
+from replay.kernel.truth import Moment, Stamped, World, can_tools, crosses
 
 SHOWN = 3
 """Places of a plan that are kept."""
@@ -165,7 +165,7 @@ def decide(
     base: int,
     asked: Records,
     measures: Measures,
-    verdicts: Ints,
+    versions: Ints,
     world: World,
     stamped: Stamped,
     work: Work,
@@ -177,11 +177,11 @@ def decide(
     Returns `end`; or, where it must stop before a decision, -(position) - 3 with the table of patterns full, and
     OUT_OF_ORDER where a fold would have to go back.
     """
-    start = world.population.start
+    start, bounds = world.population.start, world.code.bound
     for position in range(begin, end):
         number = order[position]
         one = asked[number]
-        if not _measure(one, measures, verdicts, stamped):
+        if not _measure(one, measures, versions, stamped, bounds):
             return OUT_OF_ORDER
         if one.request < 0:
             found.decided[number - base].length = -1
@@ -200,7 +200,7 @@ def decide(
             int(one.hot),
         )
         row = int(one.request % len(work.entry))
-        if rank(row, segment, verdicts[0], one.seed, world, stamped, work, at):
+        if rank(row, segment, versions, one.seed, world, stamped, work, at):
             pattern = _rejects(row, work, patterns, at)
             if pattern < 0:
                 work.entry[row].segment = 0  # decide it anew, with room in the table
@@ -211,7 +211,7 @@ def decide(
 
 
 @inlined
-def _measure(one: Any, measures: Measures, verdicts: Ints, stamped: Stamped) -> bool:
+def _measure(one: Any, measures: Measures, versions: Ints, stamped: Stamped, bounds: Records) -> bool:
     """Bring every measure to what this decision could see."""
     process = int(one.process)
     shared_key, shared_ms, own_key, own_ms = one.shared_key, one.shared_ms, one.own_key, one.own_ms
@@ -226,6 +226,8 @@ def _measure(one: Any, measures: Measures, verdicts: Ints, stamped: Stamped) -> 
         value, _, known = read(track, slot, at_ms)
         if value != value:
             value = measures.empty[0] if known else measures.cold[0]
+        if crosses(bounds, FROM_RATE, stamped.rate[slot], value):
+            versions[1] += 1
         stamped.rate[slot] = value
 
     track, own = measures.latency, measures.own[1]
@@ -238,7 +240,10 @@ def _measure(one: Any, measures: Measures, verdicts: Ints, stamped: Stamped) -> 
         value, _, known = read(track, slot, at_ms)
         if value != value:
             value = measures.empty[1] if known else measures.cold[1]
-        stamped.latency_ms[slot] = np.rint(value) if abs(value) < 2.0**52 else math.nan
+        value = np.rint(value) if abs(value) < 2.0**52 else math.nan
+        if crosses(bounds, FROM_LATENCY, stamped.latency_ms[slot], value):
+            versions[1] += 1
+        stamped.latency_ms[slot] = value
 
     track, own = measures.tools, measures.own[2]
     at_ms = own_ms if own else shared_ms
@@ -251,7 +256,7 @@ def _measure(one: Any, measures: Measures, verdicts: Ints, stamped: Stamped) -> 
         capable = value > 0.0
         if stamped.capable[slot] != capable:
             stamped.capable[slot] = capable
-            verdicts[0] += 1
+            versions[0] += 1
     return True
 
 

@@ -19,8 +19,11 @@ from replay.core.candidates import Request
 from replay.core.normal import Term
 from replay.core.planning import narrowed
 
-RATE, LATENCY, HEALTH, TOOLS, HOT = 1, 2, 4, 8, 16
-"""What an instruction depends on beside the offers and the request; a set of bits."""
+RATE, LATENCY, HEALTH, TOOLS, HOT, RATE_CROSSED, LATENCY_CROSSED = 1, 2, 4, 8, 16, 32, 64
+"""What an instruction depends on beside the offers and the request; a set of bits.
+
+A comparison of a measurement with a bound changes only when the measurement crosses the bound, which is seldom.
+"""
 
 MEASURED = RATE | LATENCY
 
@@ -98,6 +101,7 @@ class Names:
         self.texts: dict[str, int] = {}
         self.columns: dict[ColumnKey, int] = {}
         self.reasons: dict[str, int] = {}
+        self.bounds: dict[tuple[int, int, float], int] = {}  # (source, relation, bound) that measurements are held to
         for reason in ("", *REFUSALS):
             self.reason(reason)
         for name in ("context", "tok_s", "has_tee", "no_log"):
@@ -175,7 +179,11 @@ class _Compiler:
             return Instruction(COMPARE, source, column, 0.0, RELATIONS["ne"]), needs
         if op == "cmp":
             source, column, needs = self._source(pred[1])
-            return Instruction(COMPARE, source, column, float(pred[3]), RELATIONS[pred[2]]), needs
+            bound, relation = float(pred[3]), RELATIONS[pred[2]]
+            if needs & MEASURED:
+                self.names.bounds.setdefault((source, relation, bound), len(self.names.bounds))
+                needs = RATE_CROSSED if source == FROM_RATE else LATENCY_CROSSED
+            return Instruction(COMPARE, source, column, bound, relation), needs
         if op == "min_tier":
             column = self.names.column("tier_rank", self.schema.tiers)
             least = float(self.schema.tier_rank(pred[1]))
@@ -375,6 +383,7 @@ PROGRAM = np.dtype(
     ],
     align=True,
 )
+BOUND = np.dtype([("source", "i8"), ("relation", "i8"), ("x", "f8")])
 WRAP = np.dtype([("kind", "i8"), ("value", "i8")])
 
 
@@ -383,7 +392,8 @@ class Code(NamedTuple):
 
     A piece has the steps `lo` to `hi`. A program's pieces are its clauses, its named preds, its statics and its scorer,
     in that order; a pred's number counts from the first clause. Preferences are spans of `class_pred` and `wrap`.
-    `needs` is what any piece depends on, `order_needs` what the order depends on beside survivors and scores.
+    `needs` is what any piece depends on, `order_needs` what the order depends on beside survivors and scores. `bound`
+    are the bounds that any program holds a measurement to.
     """
 
     step: Records
@@ -391,6 +401,7 @@ class Code(NamedTuple):
     program: Records
     class_pred: NDArray[np.int64]
     wrap: Records
+    bound: Records
 
 
 def assemble(programs: list[Program], names: Names) -> Code:
@@ -434,4 +445,5 @@ def assemble(programs: list[Program], names: Names) -> Code:
         program=np.array(rows, dtype=PROGRAM),
         class_pred=np.array(class_pred, dtype=np.int64),
         wrap=np.array(wraps, dtype=WRAP),
+        bound=np.array(list(names.bounds), dtype=BOUND),
     )

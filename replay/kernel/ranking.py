@@ -14,16 +14,16 @@ from replay.kernel import program as p
 from replay.kernel.compiled import inlined
 from replay.kernel.program import Code, Records
 from replay.kernel.requests import NOT_ASKED
-from replay.kernel.truth import Bools, Floats, Moment, Numbers, Stamped, World, read_measured, read_state, truth
+from replay.kernel.truth import Bools, Floats, Ints, Moment, Numbers, Stamped, World, read_measured, read_state, truth
 from replay.orderhash import GOLDEN, NAN_BITS, ODD
 
 MOST_ENTRIES = 64
-NEVER_FAILS = 2**31 - 1
 
 ENTRY = np.dtype(
     [
         ("hash", "u8"),
-        *((name, "i8") for name in ("segment", "request", "health", "verdicts", "hot", "tools_base")),
+        *((name, "i8") for name in ("segment", "request", "health", "verdicts", "crossings", "hot")),
+        *((name, "i8") for name in ("rate_base", "latency_base", "tools_base")),
         *((name, "i8") for name in ("count", "length", "pattern", "rejected")),
     ]
 )
@@ -33,17 +33,15 @@ class Work(NamedTuple):
     """What is kept per entry (a kind of decision: one request, one segment), and scratch space at the end.
 
     `entry` says what the entry stands for and what it was last decided with. Per entry and candidate: the fields that
-    change, the truth of every pred, the first failing clause among those that read no measurement (`first`) with its
-    reason (`why`), the `reason` of the last decision. Per entry and survivor: its place, the scores of static parts,
-    its score (`plain`) and class, and the `order`; then the plan, places (`ranked`) with their `score`.
+    change, the truth of every pred, why requirements are `unmet`, the `reason` of the last decision. Per entry and
+    survivor: its place, the scores of static parts, its score (`plain`) and class, and the `order`; then the plan,
+    places (`ranked`) with their `score`.
     """
 
     entry: Records
     fields: Floats  # (entries, sources, width)
     mask: Bools  # (entries, preds, width)
     unmet: Numbers
-    first: Numbers
-    why: Numbers
     reason: Numbers
     survivors: Numbers
     static: Floats  # (entries, statics, width)
@@ -73,8 +71,6 @@ def new_work(widest: int, code: Code, entries: int) -> Work:
         fields=np.zeros((rows, p.SOURCES, width)),
         mask=np.zeros((rows, max(1, preds), width), dtype=np.bool_),
         unmet=numbers(),
-        first=numbers(),
-        why=numbers(),
         reason=numbers(),
         survivors=numbers(),
         static=np.zeros((rows, max(1, statics), width)),
@@ -93,17 +89,23 @@ def new_work(widest: int, code: Code, entries: int) -> Work:
 
 @inlined
 def rank(
-    row: int, segment: int, verdicts: int, seed: int, world: World, stamped: Stamped, work: Work, at: Moment
+    row: int, segment: int, versions: Ints, seed: int, world: World, stamped: Stamped, work: Work, at: Moment
 ) -> bool:
-    """Decide; the ranking stands in the entry's rows afterwards. Returns whether reasons changed."""
+    """Decide; the ranking stands in the entry's rows afterwards. Returns whether reasons changed.
+
+    `versions` say how often a tools verdict changed, and how often a measurement crossed a bound.
+    """
     asked = world.asking.request[at.request]
     program, entry = world.code.program[asked.program], work.entry[row]
     known = entry.segment == segment + 1 and entry.request == at.request
     same = (
         known
         and entry.health == at.health
-        and entry.verdicts == verdicts
+        and entry.verdicts == versions[0]
+        and entry.crossings == versions[1]
         and entry.hot == at.hot
+        and entry.rate_base == at.rate_base
+        and entry.latency_base == at.latency_base
         and entry.tools_base == at.tools_base
     )
     _read(row, program, known, same, world, stamped, work, at)
@@ -112,9 +114,10 @@ def rank(
         if fresh:
             _pin(row, asked, world, work, at)
     else:
-        fresh = _filter(row, program, known, same, world, work, at)
-    entry.segment, entry.request, entry.health = segment + 1, at.request, at.health
-    entry.verdicts, entry.hot, entry.tools_base = verdicts, at.hot, at.tools_base
+        fresh = not same and _filter(row, program, known, world, work, at)
+    entry.segment, entry.request, entry.health, entry.hot = segment + 1, at.request, at.health, at.hot
+    entry.verdicts, entry.crossings = versions[0], versions[1]
+    entry.rate_base, entry.latency_base, entry.tools_base = at.rate_base, at.latency_base, at.tools_base
     scored = fresh or _may_differ(world.code.piece[program.scorer].needs, same)
     if scored:
         _score(row, program, fresh, world, work, at)
@@ -135,13 +138,13 @@ def _read(
     row: int, program: Any, known: bool, same: bool, world: World, stamped: Stamped, work: Work, at: Moment
 ) -> None:
     """Bring fields and preds up to date: what may have changed since the entry's last decision, and nothing else."""
-    fields = work.fields[row]
-    read_measured(fields, program.needs, world.population, stamped, at)
-    if not same:
-        read_state(fields, program.hot_column, world, at)
+    fields, needs = work.fields[row], program.needs
+    read_measured(fields, needs & p.MEASURED if same else needs, world.population, stamped, at)
+    if same:
+        return
+    read_state(fields, program.hot_column, world, at)
     for piece in range(program.clause, program.static):
-        needs = world.code.piece[piece].needs
-        if known and not _may_differ(needs, same):
+        if known and world.code.piece[piece].needs == 0:
             continue
         truth(piece, work.stack, work.unmet[row], fields, world, stamped, at)
         mask = work.mask[row, piece - program.clause]
@@ -163,36 +166,18 @@ def _pin(row: int, asked: Any, world: World, work: Work, at: Moment) -> None:
 
 
 @inlined
-def _filter(row: int, program: Any, known: bool, same: bool, world: World, work: Work, at: Moment) -> bool:
-    """Find every candidate's first failing clause; returns whether any reason changed.
-
-    First among the clauses that read no measurement, kept while nothing they read has changed, then among the others.
-    Clauses come last to first, so that the earliest failing one stays.
-    """
-    piece, now = world.code.piece, work.now
-    first, why, reason = work.first[row], work.why[row], work.reason[row]
-    if not same:
-        for k in range(at.width):
-            first[k], why[k] = NEVER_FAILS, 0
-        clause = program.pred
-        while clause > program.clause:
-            clause -= 1
-            if piece[clause].needs & p.MEASURED:
-                continue
-            mask, its = work.mask[row, clause - program.clause], piece[clause].reason
-            for k in range(at.width):
-                if not mask[k]:
-                    first[k], why[k] = clause, its if its >= 0 else work.unmet[row, k]
+def _filter(row: int, program: Any, known: bool, world: World, work: Work, at: Moment) -> bool:
+    """Find every candidate's first failing clause; returns whether any reason changed."""
+    now, reason = work.now, work.reason[row]
     for k in range(at.width):
-        now[k] = why[k]
+        now[k] = 0
     clause = program.pred
-    while clause > program.clause:
+    while clause > program.clause:  # last to first, so that the earliest failing one stays
         clause -= 1
-        if piece[clause].needs & p.MEASURED == 0:
-            continue
-        mask, its = work.mask[row, clause - program.clause], piece[clause].reason
+        mask, its = work.mask[row, clause - program.clause], world.code.piece[clause].reason
         for k in range(at.width):
-            now[k] = its if (not mask[k]) & (first[k] > clause) else now[k]
+            if not mask[k]:
+                now[k] = its if its >= 0 else work.unmet[row, k]
     differ = 0
     for k in range(at.width):
         differ |= now[k] ^ reason[k]

@@ -18,6 +18,7 @@ from replay.kernel.requests import NO_LOG, NOT_ASKED, TEE_REQUIRED, Asking
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Numbers = NDArray[np.int32]
+Ints = NDArray[np.int64]
 
 NO_CREDITS = float(CORE_SCHEMA.fields["credits"].default)
 
@@ -56,18 +57,46 @@ class World(NamedTuple):
 @inlined
 def read_measured(fields: Floats, needs: int, population: Population, stamped: Stamped, at: Moment) -> None:
     """Put what is measured of every candidate into its rows, defaults where nothing is."""
-    if needs & p.RATE:
+    if needs & (p.RATE | p.RATE_CROSSED):
         row = fields[p.FROM_RATE]
         for k in range(at.width):
             rate = stamped.rate[at.rate_base + population.route[at.first + k]] if at.rate_base >= 0 else math.nan
             row[k] = 1.0 if rate != rate else rate
-    if needs & p.LATENCY:
+    if needs & (p.LATENCY | p.LATENCY_CROSSED):
         row = fields[p.FROM_LATENCY]
         for k in range(at.width):
             latency = math.nan
             if at.latency_base >= 0:
                 latency = stamped.latency_ms[at.latency_base + population.route[at.first + k]]
             row[k] = math.inf if latency != latency else latency
+
+
+@inlined
+def crosses(bounds: Any, source: int, before: float, now: float) -> bool:
+    """Say whether a measurement that changed lies on the other side of any bound; absent values as their defaults."""
+    absent = 1.0 if source == p.FROM_RATE else math.inf
+    before = absent if before != before else before
+    now = absent if now != now else now
+    for number in range(len(bounds)):
+        if bounds[number].source == source:
+            relation, x = bounds[number].relation, bounds[number].x
+            if holds(before, relation, x) != holds(now, relation, x):
+                return True
+    return False
+
+
+@inlined
+def holds(value: float, relation: int, bound: float) -> bool:
+    """Compare a value with a bound."""
+    if relation == 0:
+        return value < bound
+    if relation == 1:
+        return value <= bound
+    if relation == 2:
+        return value == bound
+    if relation == 3:
+        return value != bound
+    return value >= bound if relation == 4 else value > bound
 
 
 @inlined

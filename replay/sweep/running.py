@@ -249,8 +249,9 @@ class _Parts:
 
     def finish(self, table: pl.DataFrame) -> None:
         """Write the table, and remove the parts."""
-        draft = self.out.with_name(f".{self.out.name}.{os.getpid()}.draft")
+        draft = self.folder / f"table.{os.getpid()}.draft"
         with self._said():
+            self.folder.mkdir(exist_ok=True)
             rows = table.to_arrow()
             pq.write_table(rows, draft, row_group_size=ROWS_PER_GROUP, compression="zstd", store_schema=False)
             draft.replace(self.out)

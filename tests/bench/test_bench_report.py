@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from replay.bench import Figure, report
-from replay.bench.report import BENCHES, BEGIN, END, Options, Report, Result
+from replay.bench.report import BEGIN, BENCHES, END, Options, Report, Result
 from replay.cli import run_cli
 from replay.errors import ReplayError
 
@@ -137,6 +137,22 @@ def test_bad_words_are_one_sentence(words: list[str], said: str, capsys: pytest.
     told = capsys.readouterr()
     assert said in " ".join(told.err.split())
     assert told.out == ""
+
+
+def test_productions_database_is_not_measured_on(monkeypatch: Given) -> None:
+    """DATABASE_URL, which a host has set, names no server to fill; BENCH_DATABASE_URL does."""
+    given: list[str | None] = []
+
+    def noted(say: object, options: Options) -> list[Figure]:
+        given.append(options.dsn)
+        return []
+
+    monkeypatch.setattr(report, "BENCHES", {"store": noted})
+    monkeypatch.setenv("DATABASE_URL", "postgresql://production/ledger")
+    assert run_cli(["bench", "store"]) == 0
+    monkeypatch.setenv("BENCH_DATABASE_URL", "postgresql://bench/empty")
+    assert run_cli(["bench", "store"]) == 0
+    assert given == [None, "postgresql://bench/empty"]
 
 
 @pytest.mark.parametrize("name", ["store", "pull"])

@@ -67,13 +67,19 @@ def test_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = bench.bench_replays(lambda what, done, total: None, True)
     value = {one.name: one.value for one in figures}
     whole = "replay of 100 calls, file to folder"
-    assert {f"  {phase}" for phase in PHASES} | {whole, f"{whole}, highest memory"} <= set(value)
+    assert {f"  {phase}" for phase in PHASES} | {whole, f"{whole}, highest memory", "sweep of 4 settings"} <= set(value)
     for one in figures:
         assert one.value > 0
         assert one.reached is None
         if one.against is not None:
             assert one.ratio == pytest.approx(one.value / value[one.against])
             assert (one.against == whole) == (one.name != whole)
+
+
+def test_the_grid_is_a_hundred_settings_that_measure_differently() -> None:
+    """Every pair of ten rules, each with a name and an identity of its own."""
+    settings = bench.grid(bench.SWEPT)
+    assert len(settings) == len({one.name for one in settings}) == len({one.identity for one in settings}) == 100
 
 
 def test_growth_is_counted_for_each_call() -> None:

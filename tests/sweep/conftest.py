@@ -1,4 +1,4 @@
-"""The demo's ledger, and a few settings over half a day of it."""
+"""The demo's ledger, and a few settings over four hours of it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from replay.ledger.mirror import open_mirror
 from replay.settings import PRODUCTION_NOW, Settings
 from replay.sweep.grid import at_point
 
-SINCE_MS, UNTIL_MS = instant_ms("2026-03-03T00:00:00Z"), instant_ms("2026-03-03T12:00:00Z")
-"""Half a day of the demo's week."""
+SINCE_MS, UNTIL_MS = instant_ms("2026-03-03T00:00:00Z"), instant_ms("2026-03-03T04:00:00Z")
+"""Four hours of the demo's week."""
 
 
 @pytest.fixture(scope="session")
@@ -25,13 +25,12 @@ def ledger(demo_mirror: Path) -> Ledger:
 
 @pytest.fixture(scope="session")
 def points() -> list[Settings]:
-    """Six settings of every kind that is measured apart: windows, a fold in processes, quantiles, a lag, prices."""
+    """Five settings of every kind that is measured apart: windows, a fold in processes, quantiles, a drawn lag."""
     changes: list[dict[str, object]] = [
         {"reliability.window": "5m", "latency.window": "5m"},
         {"reliability.window": "15m"},  # measures as the base does
         {"reliability": {"rule": "ema", "alpha": 0.2}, "reliability.state": "process", "replicas": 2},
         {"latency": {"rule": "quantile", "q": 0.9, "n": 20}},
         {"visibility": "lagged", "lag": ["0ms", "30s"], "memo": "10s"},
-        {"prices.mode": "measured"},
     ]
     return [at_point(PRODUCTION_NOW, change) for change in changes]
