@@ -7,9 +7,6 @@ processor's, of all threads together, so that others on the machine count little
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +20,7 @@ import numpy as np
 from replay import offerbook, outcomes, queries, timeline
 from replay.asking import Policies
 from replay.bench import Figure, Say
+from replay.bench.alone import alone
 from replay.bench.synthetic import shipped, write_ledger
 from replay.core import Policy, State, admit, plan
 from replay.deciding import Decider
@@ -73,9 +71,12 @@ def _ledger(calls: int, candidates: int, say: Say) -> Iterator[tuple[Path, Timel
     with tempfile.TemporaryDirectory(prefix="replay-bench-") as folder:
         mirror = Path(folder) / "ledger.duckdb"
         write_ledger(mirror, calls, candidates, shipped("default"))
-        with open_mirror(mirror) as connection:
-            ledger = load_ledger(connection)
-        yield mirror, timeline.build(ledger)
+        yield mirror, _timeline(mirror)
+
+
+def _timeline(mirror: Path) -> Timeline:
+    with open_mirror(mirror) as connection:
+        return timeline.build(load_ledger(connection))
 
 
 def _engines(deciders: dict[str, Decider], candidates: int, quick: bool, say: Say) -> list[Figure]:
@@ -218,36 +219,18 @@ def _cpu_s(work: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-_FIRST_USE = """
-import time
-from pathlib import Path
-from replay import offerbook, timeline
-from replay.asking import Policies
-from replay.bench.decisions import decide_all
-from replay.bench.synthetic import shipped, write_ledger
-from replay.deciding import Decider
-from replay.ledger.load import load_ledger
-from replay.ledger.mirror import open_mirror
-import sys
-with open_mirror(Path(sys.argv[1])) as connection:
-    axis = timeline.build(load_ledger(connection))
-decider = Decider(axis, offerbook.build(axis), Policies(axis, shipped("default")))
-times = []
-for _ in range(2):
-    began = time.process_time()
-    decide_all(decider)
-    times.append(time.process_time() - began)
-print(times[0] - times[1])
-"""
-
-
 def _compile_figure(say: Say) -> Figure:
     """The seconds that the first decision ever waits for the compiler, in a process with an empty cache."""
     say("decisions: compiling from nothing", 0, 1)
     with tempfile.TemporaryDirectory(prefix="replay-bench-") as folder:
         mirror = Path(folder) / "ledger.duckdb"
         write_ledger(mirror, 1_000, 20, shipped("default"))
-        environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
-        command = [sys.executable, "-c", _FIRST_USE, str(mirror)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return Figure("compiling, once for all processes", float(done.stdout), "s")
+        seconds = alone(__name__, "first_use", str(mirror), environment={"NUMBA_CACHE_DIR": folder})
+    return Figure("compiling, once for all processes", seconds, "s")
+
+
+def first_use(mirror: str) -> float:
+    """Return how many more seconds deciding takes for the first time in this process than for the second."""
+    axis = _timeline(Path(mirror))
+    decider = Decider(axis, offerbook.build(axis), Policies(axis, shipped("default")))
+    return _cpu_s(lambda: decide_all(decider)) - _cpu_s(lambda: decide_all(decider))

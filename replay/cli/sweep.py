@@ -28,8 +28,6 @@ from replay.sweep import grid as grids
 from replay.sweep.running import Swept, sweep
 from replay.sweep.work import AGREEMENT, DECISIONS, FLIPS, SWITCHES
 
-_Values = Annotated[str | None, typer.Option(help="Values such as 1,2,5 or 1..10:4; each is one point.")]
-
 
 def sweep_command(
     mirror: Annotated[Path, typer.Argument(help="The mirror to replay.")],
@@ -41,19 +39,19 @@ def sweep_command(
     grid: Annotated[Path | None, typer.Option(help="A TOML file with [grid]: settings' keys and values.")] = None,
     window: Annotated[str | None, typer.Option(help="Windows of both measures, such as 1m..60m:12.")] = None,
     alpha: Annotated[str | None, typer.Option(help="EMA weights of both measures, beside the windows.")] = None,
-    tools_min: _Values = None,
+    tools_min: Annotated[str | None, typer.Option(help="The tools rule: fewest requests, such as 5,10,20.")] = None,
     tools_window: Annotated[str | None, typer.Option(help="The tools rule: windows or horizons.")] = None,
     memo: Annotated[str | None, typer.Option(help="How long a process reuses stamps: durations.")] = None,
     lag: Annotated[str | None, typer.Option(help="Write lags where visibility is not recorded.")] = None,
-    replicas: _Values = None,
-    seed: _Values = None,
+    replicas: Annotated[str | None, typer.Option(help="Numbers of processes to assume, such as 1,2,4.")] = None,
+    seed: Annotated[str | None, typer.Option(help="Seeds of whatever is drawn, such as 0..19:20.")] = None,
     policy: Annotated[
         str | None, typer.Option(help="A policy's name or file; by default each call's recorded one.")
     ] = None,
     declared: Annotated[Path | None, typer.Option(help="JSON file of the fields a policy file declares.")] = None,
     since: Annotated[str | None, typer.Option(help="First instant replayed, such as 2026-03-03.")] = None,
     until: Annotated[str | None, typer.Option(help="Instant to stop before.")] = None,
-    jobs: Annotated[int, typer.Option(help="Worker processes.")] = os.cpu_count() or 1,
+    jobs: Annotated[int | None, typer.Option(help="Worker processes; by default one for each core.")] = None,
     top: Annotated[int, typer.Option(help="How many of the best settings to show.")] = 10,
 ) -> None:
     """Measure every point of a grid of settings: one table of figures, resumable.
@@ -74,7 +72,8 @@ def sweep_command(
         say("reading the mirror", 0, 1)
         with open_mirror(mirror) as connection:
             ledger = load_ledger(connection)
-        done = sweep(ledger, bases, points, out, given, since_ms, until_ms, jobs=jobs, progress=say)
+        workers = os.cpu_count() or 1 if jobs is None else jobs
+        done = sweep(ledger, bases, points, out, given, since_ms, until_ms, jobs=workers, progress=say)
     _print(done, len(points), top)
     plain(console(), f"Written to {out}")
 
@@ -94,7 +93,7 @@ def points_of(
     listed = {key: _listed(key, text) for key, text in flags.items() if text is not None}
     if grid is None and not listed:
         raise ReplayError("no grid was given; give --grid FILE, or flags such as --window 1m..60m:12")
-    rules = {key: listed.pop(key) for key in ("window", "alpha") if key in listed}
+    rules: dict[str, list[Any]] = {key: listed.pop(key) for key in ("window", "alpha") if key in listed}
     outer = grids.combinations(rules, **listed)
     return bases, [varied(grids.at_point(base, point), **some) for base in bases for point in inner for some in outer]
 
@@ -147,7 +146,7 @@ def _print(done: Swept, points: int, top: int) -> None:
     out.print(_best(done.table, top))
     for line in (
         "Brier, log loss and latency (log error) as the router read them: smaller is better. In brackets: the "
-        "difference to the first setting.",
+        "difference to the first setting. Latency is over the attempts that a setting stamped.",
         "Only routes that the recorded policy chose are scored; no figure says what the other routes would have done.",
         "Differences have no interval here, and the best of many is partly luck: `replay run` a few of them, which "
         "audits them too, then `replay compare`.",
