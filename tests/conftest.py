@@ -20,8 +20,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+
+# No test asserts a time, so none may be failed for one either: machines are shared, and compiled code is made once.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 EXPENSIVE = {"demo_run": "engine", "written": "report", "demo_ledger": "demo"}
 """Session fixtures that cost seconds; tests that use one run on the same pytest-xdist worker, so it is made once."""

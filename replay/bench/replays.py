@@ -7,11 +7,8 @@ code is loaded. Reading is one `SELECT *` of each of the two large tables, witho
 
 from __future__ import annotations
 
-import json
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,8 +20,8 @@ import polars as pl
 
 from replay import engine, record
 from replay.bench import Figure, Say, best_of
+from replay.bench.alone import alone
 from replay.bench.synthetic import shipped, write_ledger
-from replay.errors import ReplayError
 from replay.estimators import Ema, Rule, Window
 from replay.ledger.lacks import lacks
 from replay.ledger.load import load_ledger
@@ -45,7 +42,7 @@ SWEEP_TIMES = 25.0
 
 
 def bench_replays(say: Say, quick: bool, full: bool = False) -> list[Figure]:
-    """Measure a replay of a million calls and its parts; `full` adds ten million, `quick` takes few thousand."""
+    """Measure a replay of a million calls and its parts; `full` adds ten million, `quick` takes few."""
     calls = QUICK_CALLS if quick else CALLS
     with tempfile.TemporaryDirectory(prefix="replay-bench-") as folder:
         rules = QUICK_SWEPT if quick else SWEPT
@@ -64,22 +61,12 @@ def _measured(folder: Path, calls: int, rounds: int, rules: int, say: Say) -> di
     say(f"replays: making a ledger of {calls:,} calls", 0, 3)
     write_ledger(mirror, calls, CANDIDATES, shipped("default"))
     say(f"replays: {calls:,} calls", 1, 3)
-    measured = _alone("measure", str(mirror), str(folder / "run"), rounds)
+    measured: dict[str, Any] = alone(__name__, "measure", str(mirror), str(folder / "run"), rounds)
     if rules:
         say(f"replays: a sweep of {rules * rules} settings over {calls:,} calls", 2, 3)
-        measured |= _alone("measure_sweep", str(mirror), str(folder / "sweep.parquet"), rules)
+        measured |= alone(__name__, "measure_sweep", str(mirror), str(folder / "sweep.parquet"), rules)
     mirror.unlink()
     return measured
-
-
-def _alone(function: str, *given: str | int) -> dict[str, Any]:
-    """Call one of this module's functions in a process of its own."""
-    words = [sys.executable, "-m", "replay.bench.replays", function, *map(str, given)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ReplayError(f"what was to be measured failed: {done.stderr.strip()[-300:]}; please report this")
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
 
 
 def _whole(calls: int, one: dict[str, Any], quick: bool) -> list[Figure]:
@@ -101,10 +88,10 @@ def _phases(calls: int, one: dict[str, Any]) -> list[Figure]:
 
 def _swept(calls: int, one: dict[str, Any], rules: int, quick: bool) -> list[Figure]:
     name, whole = f"sweep of {rules * rules} settings", f"replay of {calls:,} calls, file to folder"
-    ratio = one["sweep_s"] / one["whole_s"]
-    aim = None if quick else f"≤ {SWEEP_TIMES:g}×"
+    ratio, aim = one["sweep_s"] / one["whole_s"], f"≤ {SWEEP_TIMES:g}×"
+    reached = None if quick else ratio <= SWEEP_TIMES
     return [
-        Figure(name, one["sweep_s"], "s", whole, ratio, aim, None if quick else ratio <= SWEEP_TIMES),
+        Figure(name, one["sweep_s"], "s", whole, ratio, aim, reached),
         Figure(f"{name}, highest memory of a process", one["sweep_mb"], "MB"),
     ]
 
@@ -140,9 +127,8 @@ class Phases:
 
     def say(self, what: str, done: int, total: int) -> None:
         """Take note of what is being done from now on."""
-        self._enter(
-            next((phase for start, end, phase in _PHASES if what.startswith(start) and what.endswith(end)), what)
-        )
+        known = (phase for start, end, phase in _PHASES if what.startswith(start) and what.endswith(end))
+        self._enter(next(known, what))
 
     def decisions(self, rows: pl.DataFrame) -> None:
         """Write some decisions."""
@@ -166,10 +152,10 @@ class Phases:
 
 
 _PHASES = (
-    ("deciding under", " without lag", "deciding without lag"),
+    ("deciding under", " without lag", "deciding without lag, holding against the record"),
     ("deciding under", "", "deciding, tables built"),
     ("predicting under", "", "predicting"),
-    ("auditing", "", "auditing, with what is flagged and warned of"),
+    ("auditing", "", "auditing, and finding what to warn of"),
 )
 """How a word of progress begins and ends, and the phase that it begins."""
 
@@ -198,7 +184,7 @@ def read_tables(mirror: Path) -> int:
 TABLES = ("calls", "route_observations")
 
 
-def measure(mirror: Path, out: Path, rounds: int) -> dict[str, Any]:
+def measure(mirror: str, out: str, rounds: int) -> dict[str, Any]:
     """Replay a mirror some times and read its tables, in turns; the fastest of each counts.
 
     Returns `whole_s`, `reading_s`, the `phases_s` of the fastest replay, its `cpu_s`, and the process's `memory_mb`.
@@ -206,21 +192,21 @@ def measure(mirror: Path, out: Path, rounds: int) -> dict[str, Any]:
     replays: list[tuple[float, float, dict[str, float]]] = []
     reading_s = float("inf")
     for _ in range(rounds):
-        reading_s = min(reading_s, best_of(1, lambda: read_tables(mirror)))
+        reading_s = min(reading_s, best_of(1, lambda: read_tables(Path(mirror))))
         began, cpu_began = time.perf_counter(), time.process_time()
-        phases_s = replay_once(mirror, out)
+        phases_s = replay_once(Path(mirror), Path(out))
         replays.append((time.perf_counter() - began, time.process_time() - cpu_began, phases_s))
     whole_s, cpu_s, phases_s = min(replays, key=lambda one: one[0])
     memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"whole_s": whole_s, "cpu_s": cpu_s, "reading_s": reading_s, "phases_s": phases_s, "memory_mb": memory_mb}
 
 
-def measure_sweep(mirror: Path, out: Path, rules: int) -> dict[str, Any]:
+def measure_sweep(mirror: str, out: str, rules: int) -> dict[str, Any]:
     """Sweep every pair of so many rules on all cores, as `replay sweep` does; returns `sweep_s` and `sweep_mb`."""
     began = time.perf_counter()
-    with open_mirror(mirror) as connection:
+    with open_mirror(Path(mirror)) as connection:
         ledger = load_ledger(connection)
-    swept = sweep(ledger, [PRODUCTION_NOW], grid(rules), out, jobs=os.cpu_count() or 1)
+    swept = sweep(ledger, [PRODUCTION_NOW], grid(rules), Path(out), jobs=os.cpu_count() or 1)
     memory_mb = max(swept.peak_mb, swept.worker_peak_mb)
     return {"sweep_s": time.perf_counter() - began, "sweep_mb": memory_mb}
 
@@ -239,9 +225,3 @@ def grid(rules: int) -> list[Settings]:
         replace(PRODUCTION_NOW, name=f"{a} {b}", reliability=Measure(rule=known[a]), latency=Measure(rule=known[b]))
         for a, b in pairs
     ]
-
-
-if __name__ == "__main__":
-    function, path, folder, number = sys.argv[1:]
-    found = {"measure": measure, "measure_sweep": measure_sweep}[function](Path(path), Path(folder), int(number))
-    sys.stdout.write(json.dumps(found))

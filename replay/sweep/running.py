@@ -131,7 +131,7 @@ def sweep(
 def _measure(work: Work, parts: _Parts, todo: list[Settings], total: int, jobs: int, say: Progress) -> None:
     done = total - len(todo)
     here = [one for one in todo if jobs == 1 or alone(one)]
-    elsewhere = [one for one in todo if one not in here]
+    elsewhere = [one for one in todo if not (jobs == 1 or alone(one))]
     try:
         say("measuring settings", done, total)
         for one in here:

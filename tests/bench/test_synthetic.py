@@ -85,11 +85,11 @@ def test_failures_come_alone_and_in_outages(ledger: Ledger) -> None:
 
 def test_a_replay_takes_it_for_a_recorded_ledger(ledger: Ledger) -> None:
     """Visibility is recorded, every call is decided with the recorded policy, and production's SQL agrees."""
-    done = engine.run(ledger, [PRODUCTION_NOW], until_ms=int(ledger.calls["decided_at"][150]))
+    done = engine.run(ledger, [PRODUCTION_NOW], until_ms=int(ledger.calls["decided_at"][80]))
     (one,) = done.replayed
     assert one.visibility == "recorded"
-    assert (one.decided, one.undecided, one.interpreted) == (150, 0, None)
-    assert (one.audit.decisions, one.audit.mismatches) == (150, [])
+    assert (one.decided, one.undecided, one.interpreted) == (80, 0, None)
+    assert (one.audit.decisions, one.audit.mismatches) == (80, [])
     assert one.decisions["policy_id"].unique().to_list() == [shipped("default").identity]
     assert done.reproduction.kind == "final-route agreement"
 

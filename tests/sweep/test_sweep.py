@@ -29,7 +29,7 @@ from tests.sweep.conftest import SINCE_MS, UNTIL_MS
 
 @pytest.fixture(scope="session")
 def swept(ledger: Ledger, points: list[Settings], tmp_path_factory: pytest.TempPathFactory) -> tuple[Swept, bytes]:
-    """The five points over four hours, in this process, and the bytes of their table."""
+    """The five points over an hour, in this process, and the bytes of their table."""
     out = tmp_path_factory.mktemp("sweep") / "one.parquet"
     done = sweep(ledger, [PRODUCTION_NOW], points, out, None, SINCE_MS, UNTIL_MS)
     return done, out.read_bytes()
@@ -53,7 +53,7 @@ def test_the_figures_are_those_of_a_run(
     quantiles = {points[3].name: 0.9}
     expected = prequential.score(replayed.predictions, quantiles)
     found = swept[0].table.filter(pl.col("question") != DECISIONS).select(expected.columns)
-    assert expected.height > 200
+    assert expected.height > 150
     for name in [PRODUCTION_NOW.name, *(one.name for one in points)]:
         mine = pl.col("setting") == name
         assert found.filter(mine).equals(expected.filter(mine)), name
@@ -93,8 +93,8 @@ def test_a_switch_is_another_winner_for_the_same_request(
     last: dict[str, str] = {}
     switches = again = 0
     for row in replayed.replayed[0].decisions.iter_rows(named=True):
-        require = {key: asked[row["call_id"]].get(key) for key in ("requirements", "request", "envelope")}
-        key = json.dumps([row["policy_id"], require], sort_keys=True)
+        same = {key: said for key, said in asked[row["call_id"]].items() if key not in ("seed", "credits", "hot_route")}
+        key = json.dumps([row["policy_id"], same], sort_keys=True)
         again += key in last
         switches += key in last and last[key] != row["chosen_route"]
         last[key] = row["chosen_route"]
@@ -173,7 +173,7 @@ def test_a_setting_kept_under_another_slice_is_not_used(ledger: Ledger, points: 
     assert (done.kept, done.measured) == (0, 2)
 
 
-WINDOWS = ["--window", "1m..60m:16", "--since", "2026-03-03", "--until", "2026-03-03T04:00:00Z"]
+WINDOWS = ["--window", "1m..60m:16", "--since", "2026-03-03T08:00:00Z", "--until", "2026-03-03T09:00:00Z"]
 
 
 def _started(mirror: Path, out: Path) -> subprocess.Popen[str]:
@@ -227,7 +227,7 @@ def test_ctrl_c_ends_the_command_with_a_sentence(demo_mirror: Path, tmp_path: Pa
 
 def test_the_command_shows_the_best(demo_mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Proof first, then the first setting and the best, and what the figures cannot say."""
-    slice_ = ["--since", "2026-03-03", "--until", "2026-03-03T01:00:00Z"]
+    slice_ = ["--since", "2026-03-03T08:00:00Z", "--until", "2026-03-03T09:00:00Z"]
     arguments = ["--window", "5m,15m", "--alpha", "0.1", *slice_, "--jobs", "1", "-o", str(tmp_path / "s.parquet")]
     assert run_cli(["sweep", str(demo_mirror), *arguments]) == 0
     said = capsys.readouterr().out
