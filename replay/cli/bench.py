@@ -26,7 +26,9 @@ def bench_command(
         Path | None, typer.Option(help=f"Put the table into this page, between {report.BEGIN} and {report.END}.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, which only show that it works.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="The largest sizes too: ten million calls.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="The largest sizes too: ten million calls, in much time and memory.")
+    ] = False,
     dsn: Annotated[
         str | None,
         typer.Option(

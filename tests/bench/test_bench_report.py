@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from replay.bench import Figure, report
+from replay.bench.alone import alone
 from replay.bench.report import BEGIN, BENCHES, END, Options, Report, Result
 from replay.cli import run_cli
 from replay.errors import ReplayError
@@ -163,6 +164,12 @@ def test_a_database_that_cannot_be_used_is_said_without_its_password(name: str, 
     assert result.figures == []
     assert result.cannot
     assert "s3cret" not in result.cannot
+
+
+def test_what_fails_in_its_own_process_is_one_sentence() -> None:
+    """It says what was to be measured and how it ended, so that the other benchmarks go on."""
+    with pytest.raises(ReplayError, match=r"(?s)math.sqrt, to be measured, failed: .*ValueError"):
+        alone("math", "sqrt", -1)
 
 
 def test_the_store_needs_no_workbench_to_be_named() -> None:

@@ -1,4 +1,4 @@
-"""The demo's ledger, and a few settings over an hour of it."""
+"""The demo's ledger, and a few settings over half an hour of it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from replay.ledger.mirror import open_mirror
 from replay.settings import PRODUCTION_NOW, Settings
 from replay.sweep.grid import at_point
 
-SINCE_MS, UNTIL_MS = instant_ms("2026-03-03T08:00:00Z"), instant_ms("2026-03-03T09:00:00Z")
-"""An hour of the demo's week."""
+SINCE_MS, UNTIL_MS = instant_ms("2026-03-05T09:00:00Z"), instant_ms("2026-03-05T09:30:00Z")
+"""Half an hour of the demo's week."""
 
 
 @pytest.fixture(scope="session")
