@@ -54,6 +54,8 @@ def test_every_argument_and_option_is_explained(name: str) -> None:
 
 def test_every_query_is_in_the_page_about_sharing() -> None:
     """docs/sql-sharing.md lists each query's signature with the first sentence of its documentation."""
-    rows = re.findall(r"^\| `(\w+\(.*?\))` \| (.+) \|$", (ROOT / "docs" / "sql-sharing.md").read_text(), flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+\(.*?\))` \| (.+) \|$", (ROOT / "docs" / "sql-sharing.md").read_text(), flags=re.MULTILINE
+    )
     loaded = [queries.load(name) for name in queries.names()]
     assert rows == [(query.signature, query.summary) for query in loaded]
