@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from replay.deciding import Decider, Decision
+from replay.deciding import Decider, Decision, Providers
 from replay.kernel.core import Block
 from replay.kernel.loop import SHOWN, Found, new_found
 from replay.measuring import Measuring
@@ -45,6 +45,8 @@ DECISIONS: dict[str, pl.DataType | type[pl.DataType]] = {
     "candidates": pl.Int32,
     "rejected": pl.Int32,
     "reject_counts": pl.String,
+    "open_breakers": pl.String,
+    "disabled_providers": pl.String,
     "margin": pl.Float64,
     **{f"{name}_{place}": kind for place in range(1, SHOWN + 1) for name, kind in _PLACED.items()},
     "recorded_score": pl.Float64,
@@ -58,8 +60,9 @@ DECISIONS: dict[str, pl.DataType | type[pl.DataType]] = {
 the first of the plan whose provider was not disabled. `label` is `recorded` where the choice is what happened, so its
 outcome is known, else `bounded`. `margin` is the score of the first minus that of the second in the plan's order. The
 numbered columns are the plan's first three: route key, score and the stamps behind it; `recorded_…` are those of the
-recorded route (the first attempt's where known). `reject_counts` is a JSON object, reason → candidates. `order_hash`
-is a 64-bit hash of the full order with its scores (`replay.orderhash`).
+recorded route (the first attempt's where known). `reject_counts` is a JSON object, reason → candidates.
+`open_breakers` and `disabled_providers` are what the process knew at the decision, names in byte order joined by
+commas. `order_hash` is a 64-bit hash of the full order with its scores (`replay.orderhash`).
 """
 
 
@@ -131,7 +134,7 @@ def table(decider: Decider, measuring: Measuring, block: Block, *, recorded_poli
     """Return a block as rows of DECISIONS; calls that could not be decided are left out."""
     kept = np.flatnonzero(block.found.decided["length"] >= 0)
     calls, axis = block.calls[kept], decider.timeline
-    decided, stood = block.found.decided[kept], block.found.stood[kept]
+    decided, stood, health = block.found.decided[kept], block.found.stood[kept], block.health[kept].astype(np.int64)
     routes, first = _places(decider, calls)
     names = pl.Series([*axis.routes], dtype=pl.String)
     policy_of, policies = decider.policies.numbered(recorded=recorded_policy)
@@ -156,6 +159,8 @@ def table(decider: Decider, measuring: Measuring, block: Block, *, recorded_poli
         "candidates": pl.Series(decider.book.sizes[decider.book.numbers_at(axis.calls.decided_ms[calls])]),
         "rejected": pl.Series(decided["rejected"].copy()),
         "reject_counts": pl.Series(block.rejects, dtype=pl.String).gather(decided["pattern"].astype(np.int64)),
+        "open_breakers": pl.Series(block.states[0], dtype=pl.String).gather(health),
+        "disabled_providers": pl.Series(block.states[1], dtype=pl.String).gather(health),
         "margin": _some(_minus(stood["score"][:, 0], stood["score"][:, 1]), decided["length"] > 1),
     }
     for place in range(SHOWN):
@@ -216,6 +221,7 @@ def interpreted(
 ) -> Iterator[Block]:
     """Decide some calls with the interpreter, block by block."""
     numbers, routes = {"{}": 0}, [*decider.timeline.routes, ""]
+    states: dict[Providers, int] = {}
     for start in range(0, len(calls), rows):
         some = calls[start : start + rows]
         few, found = decider.only(some), new_found(len(some))
@@ -224,7 +230,14 @@ def interpreted(
             decision = few.decide(call, parts, recorded_policy=recorded_policy)
             if decision is not None:
                 _note(found, row, decision, int(actual[row]), routes, numbers)
-        yield Block(some, found, lambda: list(numbers))
+        health = [states.setdefault(parts.health[call], len(states)) for call in some.tolist()]
+        yield Block(some, found, np.array(health, dtype=np.int64), lambda: _texts(states), lambda: list(numbers))
+
+
+def _texts(states: Iterable[Providers]) -> tuple[list[str], list[str]]:
+    """Return the open and the disabled providers of each state, by name."""
+    opened, disabled = ([",".join(sorted(state[part], key=str.encode)) for state in states] for part in (0, 1))
+    return opened, disabled
 
 
 def _note(found: Found, row: int, decision: Decision, actual: int, routes: list[str], numbers: dict[str, int]) -> None:

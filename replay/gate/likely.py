@@ -49,7 +49,7 @@ def likely(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> L
     if before is None or now is None:
         missing = "there is no such row in the baseline" if before is None else "the decision is not made any more"
         return Likely("selection of decisions", f"{missing}: which calls are decided has changed")
-    for find in (_asked, _offered, _stamped, _filtered, _ordered):
+    for find in (_asked, _offered, _stamped, _in_process, _filtered, _ordered):
         found = find(before, now)
         if found is not None:
             return found
@@ -82,8 +82,10 @@ def _stamped(before: Mapping[str, Any], now: Mapping[str, Any]) -> Likely | None
     labels: dict[str, str] = {}
     for name in _STAMPS:
         for route in seen_before:
-            was, is_now = seen_before[route].get(name), seen_now.get(route, {}).get(name)
-            if route in seen_now and was != is_now and not _rounding(was, is_now):
+            if name not in seen_before[route] or name not in seen_now.get(route, {}):
+                continue  # of the recorded route a row knows less than of the first three
+            was, is_now = seen_before[route][name], seen_now[route][name]
+            if was != is_now and not _rounding(was, is_now):
                 labels.setdefault(_STAMP_OF[name], f"{route} is stamped {name} {_written(is_now)}, not {_written(was)}")
     if not labels:
         return None
@@ -109,6 +111,15 @@ def _rounding(was: Any, is_now: Any) -> bool:
 
 def _written(value: Any) -> str:
     return "nothing" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value).lower()
+
+
+def _in_process(before: Mapping[str, Any], now: Mapping[str, Any]) -> Likely | None:
+    """What the process knew by itself."""
+    for name, label in (("open_breakers", "breakers"), ("disabled_providers", "disabled providers")):
+        was, is_now = before.get(name), now.get(name)
+        if was != is_now:
+            return Likely(label, f"{name} of its process are {is_now or 'none'}, not {was or 'none'}")
+    return None
 
 
 def _filtered(before: Mapping[str, Any], now: Mapping[str, Any]) -> Likely | None:

@@ -52,7 +52,14 @@ class Block:
 
     calls: Ints
     found: Found
+    health: Ints  # the state of breakers and disabled providers that each decision met
+    health_texts: Callable[[], tuple[list[str], list[str]]]  # per state: the open ones and the disabled, by comma
     reject_texts: Callable[[], list[str]]
+
+    @property
+    def states(self) -> tuple[list[str], list[str]]:
+        """Per state: the providers with an open breaker and the disabled ones, in byte order, joined by commas."""
+        return self.health_texts()
 
     @property
     def rejects(self) -> list[str]:
@@ -116,6 +123,9 @@ class CompiledCore:
             known.extend(_texts(patterns.counts[len(known) : patterns.used[0]], reasons))
             return known
 
+        def states() -> tuple[list[str], list[str]]:
+            return self._named(world.open), self._named(world.disabled)
+
         # Before position i, everything below open_from[i] is decided.
         open_from = np.append(np.minimum.accumulate(order[::-1])[::-1], len(calls))
         base, top, position = 0, 0, 0
@@ -140,7 +150,9 @@ class CompiledCore:
                     position = at
             ready = min(ROWS_PER_BLOCK, len(calls) - base)
             while ready and base + ready <= open_from[position]:
-                yield Block(calls[base : base + ready], Found(*(column[:ready] for column in found)), texts)
+                rows = slice(base, base + ready)
+                ours = Found(*(column[:ready] for column in found))
+                yield Block(calls[rows], ours, asked["health"][rows], states, texts)
                 for column in found:
                     column[: top - base - ready] = column[ready : top - base]
                 base += ready
@@ -238,6 +250,11 @@ class CompiledCore:
         return measures, Stamped(np.full(slots, measures.cold[0]), np.full(slots, cold), np.ones(slots, dtype=np.bool_))
 
     # Breakers
+
+    def _named(self, states: Bools) -> list[str]:
+        """Return the providers that each state has, by name."""
+        names = sorted(self.requests.providers.items(), key=lambda pair: pair[0].encode())
+        return [",".join(name for name, number in names if state[number]) for state in states.tolist()]
 
     def _health(self, measuring: Measuring) -> tuple[Ints, Bools, Bools]:
         """Return the state that every call met, and which providers are open and disabled in each."""

@@ -19,6 +19,8 @@ ROW: dict[str, Any] = {
     "candidates": 5,
     "rejected": 1,
     "reject_counts": '{"min_context": 1}',
+    "open_breakers": "",
+    "disabled_providers": "p,q",
     "margin": 0.25,
     **{f"route_{place}": route for place, route in ((1, "p"), (2, "q"), (3, "r"))},
     **{f"score_{place}": score for place, score in ((1, 1.0), (2, 0.75), (3, 0.75))},
@@ -45,6 +47,8 @@ ROW: dict[str, Any] = {
         ({"recorded_latency_ms": 101.0}, "latency evidence"),
         ({"tools_1": False}, "tools evidence"),
         ({"price_in_1": 0.6, "price_out_1": 0.7}, "prices"),
+        ({"open_breakers": "q", "reject_counts": "{}"}, "breakers"),
+        ({"disabled_providers": "p", "chosen_route": "q"}, "disabled providers"),
         ({"reject_counts": '{"breaker_open": 1, "min_context": 1}'}, "breakers"),
         ({"reject_counts": '{"missing_capability:tools": 1, "min_context": 1}'}, "tools evidence"),
         ({"reject_counts": '{"cmp:success_rate:ge": 1, "min_context": 1}'}, "reliability evidence"),
@@ -68,6 +72,14 @@ def test_stamps_are_held_by_route_not_by_place() -> None:
     assert (
         likely({**ROW, "success_rate_1": 0.9}, {**swapped, "success_rate_2": 0.9, "chosen_route": "q"}).label == UNSEEN
     )
+
+
+def test_what_only_one_row_knows_of_a_route_is_no_cause() -> None:
+    """A recorded route that left the first three has no price there; what rejected it is the cause."""
+    before = {**ROW, "recorded_first_route": "p"}
+    now = {**before, "route_1": "s", "chosen_route": "s", "reject_counts": '{"missing_capability:tools": 1}'}
+    now["recorded_latency_ms"] = before["recorded_latency_ms"] = 0.5
+    assert likely(before, now).label == "filter and tools evidence"
 
 
 def test_rounding_is_no_cause() -> None:
