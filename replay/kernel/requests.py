@@ -9,9 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from replay.core import AdmissionError, Policy, Request
+from replay.core import CORE_SCHEMA, AdmissionError, Policy, Request
 from replay.core.normal import frozen
 from replay.kernel.program import Code, Names, Program, Records, assemble, compile_policy
+
+NO_CREDITS = float(CORE_SCHEMA.fields["credits"].default)
 
 NOT_ASKED = -1
 ANY = -2
@@ -35,7 +37,7 @@ class Asking(NamedTuple):
 
     `need` has a row per request: the columns of the capabilities asked for, in order, and the reasons that their lack
     refuses with, -1 after the last. `credits` has a row per request and a column per provider that any request knows
-    credits of (nan: none known).
+    credits of, the field's default where it knows none.
     """
 
     request: Records
@@ -110,7 +112,7 @@ class Requests:
         for _, _, credits in self._asked:
             for provider in credits:
                 self.providers.setdefault(provider, len(self.providers))
-        table = np.full((len(self._asked), max(1, len(self.providers))), np.nan)
+        table = np.full((len(self._asked), max(1, len(self.providers))), NO_CREDITS)
         for row, (_, _, credits) in enumerate(self._asked):
             for provider, value in credits.items():
                 if value is not None:

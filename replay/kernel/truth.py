@@ -8,19 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from replay.core import CORE_SCHEMA
 from replay.kernel import program as p
 from replay.kernel.compiled import inlined
 from replay.kernel.population import NO_SCOPE, Population
 from replay.kernel.program import Code
-from replay.kernel.requests import NO_LOG, NOT_ASKED, TEE_REQUIRED, Asking
+from replay.kernel.requests import NO_CREDITS, NO_LOG, NOT_ASKED, TEE_REQUIRED, Asking
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Numbers = NDArray[np.int32]
 Ints = NDArray[np.int64]
-
-NO_CREDITS = float(CORE_SCHEMA.fields["credits"].default)
 
 
 class Stamped(NamedTuple):
@@ -108,8 +105,7 @@ def read_state(fields: Floats, hot_column: int, world: World, at: Moment) -> Non
         provider = place[where].dense
         fields[p.FROM_OPEN, k] = 1.0 if world.open[at.health, provider] else 0.0
         fields[p.FROM_DISABLED, k] = 1.0 if world.disabled[at.health, provider] else 0.0
-        known = credits[at.request, provider] if provider < credits.shape[1] else math.nan
-        fields[p.FROM_CREDITS, k] = NO_CREDITS if known != known else known
+        fields[p.FROM_CREDITS, k] = credits[at.request, provider] if provider < credits.shape[1] else NO_CREDITS
         if hot_column >= 0:
             usual = world.population.column[hot_column, where]
             fields[p.FROM_HOT, k] = 1.0 if place[where].key == at.hot else usual

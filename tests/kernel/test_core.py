@@ -70,6 +70,15 @@ def test_random_policies_plan_alike(
     assert found == expected
 
 
+def test_credits_that_are_no_number_are_read_as_they_are() -> None:
+    """What is known of a provider's credits counts, even where it is no number; what is not known is the default."""
+    term = ["policy", ["top"], ["field", "credits"], ["argmax"], ["id"], ["always", {"action": "abort"}]]
+    population = [Candidate("p", "m"), Candidate("q", "m"), Candidate("r", "m")]
+    expected, found = plans(admit(term), population, Request(), State(credits={"p": float("nan"), "q": 2.0}), 0)
+    assert found == expected
+    assert found.ordered == (1, 2, 0)  # type: ignore[attr-defined]
+
+
 @settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(candidates, st.sampled_from(["p", "q"]), st.sampled_from(["m", "p"]))
 def test_a_pin_plans_alike(population: list[Candidate], provider: str, family: str) -> None:

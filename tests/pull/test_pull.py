@@ -7,7 +7,7 @@ from typing import Any
 import duckdb
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pulling import add_attempts, add_call, assert_same, held, there
 
 from replay import queries
@@ -215,7 +215,7 @@ def test_a_source_of_views_is_marked_uncertain(production: Production, postgres_
 @pytest.fixture
 def reader(production: Production, postgres_url: str) -> Iterator[str]:
     """The connection string of a user who may SELECT from all tables but policies, and nothing more."""
-    name = "replay_reader_" + postgres_url.rsplit("_", 1)[-1][:8]
+    name = f"replay_reader_{str(conninfo_to_dict(postgres_url)['dbname'])[-8:]}"
     production.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'unspeakable'")
     try:
         production.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}")

@@ -229,8 +229,11 @@ def test_ctrl_c_ends_the_command_with_a_sentence(demo_mirror: Path, tmp_path: Pa
     assert int(found[1]) == len(list(parts.glob("*.json")))
 
 
-def test_the_command_shows_the_best(demo_mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_shows_the_best(
+    demo_mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Proof first, then the first setting and the best, and what the figures cannot say."""
+    monkeypatch.setenv("COLUMNS", "200")  # in a narrow terminal a name takes several lines
     slice_ = ["--since", "2026-03-03T08:00:00Z", "--until", "2026-03-03T09:00:00Z"]
     arguments = ["--window", "5m,15m", "--alpha", "0.1", *slice_, "--jobs", "1", "-o", str(tmp_path / "s.parquet")]
     assert run_cli(["sweep", str(demo_mirror), *arguments]) == 0
