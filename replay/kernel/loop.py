@@ -213,51 +213,57 @@ def decide(
 @inlined
 def _measure(one: Any, measures: Measures, versions: Ints, stamped: Stamped, bounds: Records) -> bool:
     """Bring every measure to what this decision could see."""
-    process = int(one.process)
-    shared_key, shared_ms, own_key, own_ms = one.shared_key, one.shared_ms, one.own_key, one.own_ms
-
-    track, own = measures.rate, measures.own[0]
-    at_ms = own_ms if own else shared_ms
-    touched = advance(track, process if own else 0, own_key if own else shared_key, at_ms)
+    track = measures.rate
+    at_ms, touched = _advanced(track, measures.own[0], one)
     if touched < 0:
         return False
     for number in range(touched):
         slot = track.dirty[number]
-        value, _, known = read(track, slot, at_ms)
-        if value != value:
-            value = measures.empty[0] if known else measures.cold[0]
-        if crosses(bounds, FROM_RATE, stamped.rate[slot], value):
+        rate = _estimate(track, slot, at_ms, measures.cold[0], measures.empty[0])
+        if crosses(bounds, FROM_RATE, stamped.rate[slot], rate):
             versions[1] += 1
-        stamped.rate[slot] = value
+        stamped.rate[slot] = rate
 
-    track, own = measures.latency, measures.own[1]
-    at_ms = own_ms if own else shared_ms
-    touched = advance(track, process if own else 0, own_key if own else shared_key, at_ms)
+    track = measures.latency
+    at_ms, touched = _advanced(track, measures.own[1], one)
     if touched < 0:
         return False
     for number in range(touched):
         slot = track.dirty[number]
-        value, _, known = read(track, slot, at_ms)
-        if value != value:
-            value = measures.empty[1] if known else measures.cold[1]
-        value = np.rint(value) if abs(value) < 2.0**52 else math.nan
-        if crosses(bounds, FROM_LATENCY, stamped.latency_ms[slot], value):
+        mean_ms = _estimate(track, slot, at_ms, measures.cold[1], measures.empty[1])
+        latency_ms = np.rint(mean_ms) if abs(mean_ms) < 2.0**52 else math.nan
+        if crosses(bounds, FROM_LATENCY, stamped.latency_ms[slot], latency_ms):
             versions[1] += 1
-        stamped.latency_ms[slot] = value
+        stamped.latency_ms[slot] = latency_ms
 
-    track, own = measures.tools, measures.own[2]
-    at_ms = own_ms if own else shared_ms
-    touched = advance(track, process if own else 0, own_key if own else shared_key, at_ms)
+    track = measures.tools
+    at_ms, touched = _advanced(track, measures.own[2], one)
     if touched < 0:
         return False
     for number in range(touched):
         slot = track.dirty[number]
-        value, _, _ = read(track, slot, at_ms)
-        capable = value > 0.0
+        capable = _estimate(track, slot, at_ms, math.nan, math.nan) > 0.0
         if stamped.capable[slot] != capable:
             stamped.capable[slot] = capable
             versions[0] += 1
     return True
+
+
+@inlined
+def _advanced(track: Track, own: bool, one: Any) -> tuple[int, int]:
+    """Bring a track to a decision, in its process or on the shared ledger: its instant in ms, and slots changed."""
+    if own:
+        return one.own_ms, advance(track, int(one.process), one.own_key, one.own_ms)
+    return one.shared_ms, advance(track, 0, one.shared_key, one.shared_ms)
+
+
+@inlined
+def _estimate(track: Track, slot: int, at_ms: int, cold: float, empty: float) -> float:
+    """Read a slot; where there is no estimate, what stands in for it (nan: nothing)."""
+    value, _, known = read(track, slot, at_ms)
+    if value == value:
+        return value
+    return empty if known else cold
 
 
 @inlined

@@ -25,7 +25,8 @@ def test_a_scenario_decides_as_accepted(scenario: Scenario) -> None:
     """The code at hand decides every committed scenario as its baseline says; the failure text is the gate's report."""
     checked = check(scenario)
     if checked.skipped:
-        pytest.skip(checked.problem or "")
+        assert checked.problem, "a scenario is skipped for the reason that its suite gives, never without one"
+        pytest.skip(checked.problem)
     assert checked.verdict is Verdict.same, to_text(document(SUITE.path, [checked]))
 
 

@@ -38,7 +38,9 @@ def plans(
     return found[0], found[1]
 
 
-@pytest.mark.skipif(not VECTORS.exists(), reason=f"the vectors are not at {VECTORS}")
+@pytest.mark.skipif(
+    not VECTORS.exists(), reason=f"no vectors: {VECTORS} is absent; put the shared folder beside the checkout"
+)
 def test_every_vector_is_planned_alike() -> None:
     """All plans of the contract's vectors: order, rejects and scores."""
     document = json.loads(gzip.decompress(VECTORS.read_bytes()))
