@@ -135,6 +135,7 @@ def table(decider: Decider, measuring: Measuring, block: Block, *, recorded_poli
     kept = np.flatnonzero(block.found.decided["length"] >= 0)
     calls, axis = block.calls[kept], decider.timeline
     decided, stood, health = block.found.decided[kept], block.found.stood[kept], block.health[kept].astype(np.int64)
+    opened, disabled = block.states
     routes, first = _places(decider, calls)
     names = pl.Series([*axis.routes], dtype=pl.String)
     policy_of, policies = decider.policies.numbered(recorded=recorded_policy)
@@ -159,8 +160,8 @@ def table(decider: Decider, measuring: Measuring, block: Block, *, recorded_poli
         "candidates": pl.Series(decider.book.sizes[decider.book.numbers_at(axis.calls.decided_ms[calls])]),
         "rejected": pl.Series(decided["rejected"].copy()),
         "reject_counts": pl.Series(block.rejects, dtype=pl.String).gather(decided["pattern"].astype(np.int64)),
-        "open_breakers": pl.Series(block.states[0], dtype=pl.String).gather(health),
-        "disabled_providers": pl.Series(block.states[1], dtype=pl.String).gather(health),
+        "open_breakers": pl.Series(opened, dtype=pl.String).gather(health),
+        "disabled_providers": pl.Series(disabled, dtype=pl.String).gather(health),
         "margin": _some(_minus(stood["score"][:, 0], stood["score"][:, 1]), decided["length"] > 1),
     }
     for place in range(SHOWN):
