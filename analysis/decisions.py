@@ -25,6 +25,7 @@ from analysis.prequential import (
     LATENCY,
     MEASURED_SHARE,
     OVER_ALL,
+    PINBALL,
     percent,
 )
 from replay.errors import NotComparableError, ReplayError
@@ -219,7 +220,8 @@ def verdict(
             & (pl.col("over") == over)
             & (pl.col("scope") == ALL)
         )
-        said += [_judged(row, figures) for row in rows.iter_rows(named=True)]
+        for row in rows.iter_rows(named=True):
+            said.append(_latency_judged(row, figures, differences) if metric == LATENCY else _judged(row, figures))
     if summary is not None:
         said += [_flips_said(row, summary) for row in summary.filter(pl.col("group") == "all").iter_rows(named=True)]
     if agreed is not None:
@@ -229,6 +231,17 @@ def verdict(
                 f"{_between(row, share=True)}."
             )
     return [*said, STANDING]
+
+
+def _latency_judged(row: dict[str, Any], figures: pl.DataFrame, differences: pl.DataFrame) -> str:
+    """Judge rules of latency by what they predict: a quantile by its pinball loss, and unlike figures not at all."""
+    a, b = row["setting_a"], row["setting_b"]
+    losses = dict(figures.filter(pl.col("metric").str.starts_with(PINBALL)).select("setting", "metric").iter_rows())
+    if losses.get(a) != losses.get(b):
+        return f"latency is not compared {row['question']}: the rules of {a} and {b} predict different figures of it."
+    pair = {"question": row["question"], "scope": ALL, "setting_a": a, "setting_b": b}
+    of_quantile = differences.filter(metric=losses[a], **pair) if a in losses else pl.DataFrame()
+    return _judged(of_quantile.row(0, named=True) if len(of_quantile) else row, figures)
 
 
 def _judged(row: dict[str, Any], figures: pl.DataFrame) -> str:

@@ -27,7 +27,7 @@ AT_ATTEMPT, AS_READ, START_UNKNOWN, CALL_UNKNOWN = "at the attempt", "as read", 
 BRIER, LOG_LOSS, LATENCY = "brier", "log loss", "log latency error"
 METRICS = (BRIER, LOG_LOSS, LATENCY)
 PINBALL = "pinball loss"
-"""Beside `METRICS`, for settings whose latency rule is a quantile."""
+"""Beside `METRICS`, for settings whose latency rule is a quantile; frames name it by `pinball`."""
 ALL = "all"
 BOTH_STAMPED, OVER_ALL = "both stamped", "all"
 CLIP = 1e-6
@@ -89,6 +89,15 @@ _QUESTIONS: dict[str, tuple[pl.Expr, pl.Expr, pl.Expr]] = {
 }
 
 
+def pinball(q: float) -> str:
+    """Return the name of the pinball loss of a quantile: those of different quantiles are different metrics.
+
+    >>> pinball(0.95)
+    'pinball loss (q = 0.95)'
+    """
+    return f"{PINBALL} (q = {q:g})"
+
+
 def score(predictions: pl.DataFrame, quantiles: Mapping[str, float] | None = None) -> pl.DataFrame:
     """Return the prequential figures of every setting, overall and per route.
 
@@ -100,8 +109,9 @@ def score(predictions: pl.DataFrame, quantiles: Mapping[str, float] | None = Non
 
     - `value`: Brier = mean (p − y)²; log loss = mean −ln p̂(y), p̂ clipped to [10⁻⁶, 1 − 10⁻⁶]; log latency error =
       mean |ln predicted − ln actual| over successful attempts whose actual latency is above 0. Null: nothing scored.
-      Pinball loss, for settings in `quantiles` alone: over the same attempts the mean of q·d where d ≥ 0, else of
-      (q − 1)·d, d = ln actual − ln predicted (Koenker and Bassett, "Regression quantiles", Econometrica 46 (1978)).
+      Pinball loss, named by `pinball` and for settings in `quantiles` alone: over the same attempts the mean of q·d
+      where d ≥ 0, else of (q − 1)·d, d = ln actual − ln predicted (Koenker and Bassett, "Regression quantiles",
+      Econometrica 46 (1978)).
       The true quantile minimises it, of ln latency as of latency; at q = ½ it is half the log latency error.
     - `attempts`: scored. `unscored`: asked, but without a usable prediction.
     - `stamped_share`: stamped ÷ asked (for latency: of the successful attempts with a latency).
@@ -114,15 +124,20 @@ def score(predictions: pl.DataFrame, quantiles: Mapping[str, float] | None = Non
     """
     _check(predictions)
     rows: list[dict[str, Any]] = []
+    asked_q = quantiles or {}
     settings = predictions["setting"].unique().sort().to_list()
     for question in _QUESTIONS:
-        losses = _losses(predictions, question, quantiles or {})
+        losses = _losses(predictions, question, asked_q)
         for setting in settings:
             mine = losses.filter(pl.col("setting") == setting)
             if mine.is_empty() and question in (START_UNKNOWN, CALL_UNKNOWN):
                 continue
-            metrics = (*METRICS, PINBALL) if setting in (quantiles or {}) else METRICS
-            rows += [_figure(part, question, m, scope, setting) for scope, part in _scopes(mine) for m in metrics]
+            named = {metric: metric for metric in METRICS}
+            if setting in asked_q:
+                named[PINBALL] = pinball(asked_q[setting])
+            for scope, part in _scopes(mine):
+                head = {"question": question, "scope": scope, "setting": setting}
+                rows += [{**head, "metric": name, **_figure(part, question, m)} for m, name in named.items()]
     return pl.DataFrame(rows, schema=FIGURES_SCHEMA)
 
 
@@ -170,7 +185,8 @@ def differences(
             for place, (scope, part) in enumerate(_scopes(pairs)):
                 for metric, over, scored in _paired_metrics(part, question, alike):
                     spread = bootstrap if place <= interval_routes else None
-                    rows.append({**head, "scope": scope, **_difference(scored, metric, over, spread)})
+                    named = {"metric": pinball(asked_q[other]) if metric == PINBALL else metric, "over": over}
+                    rows.append({**head, "scope": scope, **named, **_difference(scored, metric, spread)})
     return pl.DataFrame(rows, schema=DIFFERENCES_SCHEMA)
 
 
@@ -278,18 +294,14 @@ def _mean(column: pl.Series) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def _figure(part: pl.DataFrame, question: str, metric: str, scope: str, setting: str) -> dict[str, Any]:
-    """Return one row of `score`."""
+def _figure(part: pl.DataFrame, question: str, metric: str) -> dict[str, Any]:
+    """Return the figure columns of one row of `score`."""
     of_latency = metric in (LATENCY, PINBALL)
     asked = part.filter(pl.col("timed")) if of_latency else part
     scored = asked.filter(pl.col(metric).is_not_null())
     stamped = scored.height if of_latency else int(asked["stamped"].sum())
     askable = asked.height > 0 and question != CALL_UNKNOWN
     return {
-        "question": question,
-        "metric": metric,
-        "scope": scope,
-        "setting": setting,
         "value": _mean(scored[metric]),
         "attempts": scored.height,
         "unscored": asked.height - scored.height,
@@ -322,7 +334,7 @@ def _paired_metrics(pairs: pl.DataFrame, question: str, alike: bool) -> Iterator
         yield PINBALL, BOTH_STAMPED, timed
 
 
-def _difference(scored: pl.DataFrame, metric: str, over: str, bootstrap: dict[str, int] | None) -> dict[str, Any]:
+def _difference(scored: pl.DataFrame, metric: str, bootstrap: dict[str, int] | None) -> dict[str, Any]:
     """Return the figure columns of one row of `differences`; `bootstrap` None: no interval is asked for."""
     per_attempt = scored[metric] - scored[f"{metric}_b"]
     spread = Interval(None, None, 0, "not among the routes with most attempts")
@@ -330,8 +342,6 @@ def _difference(scored: pl.DataFrame, metric: str, over: str, bootstrap: dict[st
         times, ones = scored["ts_ms"].to_numpy(), [1.0] * scored.height
         spread = block_bootstrap(times, per_attempt.to_numpy(), ones, **bootstrap)
     return {
-        "metric": metric,
-        "over": over,
         "value_a": _mean(scored[metric]),
         "value_b": _mean(scored[f"{metric}_b"]),
         "difference": _mean(per_attempt),

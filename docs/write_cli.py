@@ -16,7 +16,8 @@ _HEAD = """# The command line
 Written by `make docs` from the commands themselves; change their docstrings and help texts, not this page.
 
 Every command prints a result or one paragraph that says what was given, what was expected, and what to do. Exit codes:
-0 done; 1 something did not hold (an audit, a reproduction, a vector); 2 bad usage or input; 3 not comparable.
+0 done; 1 something did not hold (an audit, a reproduction, a vector); 2 bad usage or input; 3 not comparable; 130
+stopped by Ctrl-C.
 A duration is written `15m`, `200ms`, `2h`; an instant `2026-03-06T10:20:00Z`, `2026-03-06` or whole milliseconds.
 """
 

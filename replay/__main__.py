@@ -14,6 +14,9 @@ def main() -> None:
             f"replay: {missing.name} is not installed. The command needs the workbench: "
             "pip install 'route-replay[workbench]'"
         )
+    except KeyboardInterrupt:  # before there was a command
+        sys.stderr.write("replay: stopped before its end; the same command begins again\n")
+        sys.exit(130)
     sys.exit(run_cli())
 
 

@@ -6,20 +6,24 @@ What was visible is known in two ways, by the engine's keys and by the views of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from replay.estimators import ToolsWindow, Window
-from replay.measuring import Measuring
+from replay.measuring import Measuring, Stamps
 from replay.settings import PRODUCTION_NOW, Measure, Settings, Tools
 from replay.shadow import Shadow
-from replay.timeline import Ints, Timeline
+from replay.timeline import Floats, Ints, Timeline
 
 EVERY_DECISION_UP_TO = 2_000
 SAMPLE = 500
+CONNECTIONS = 2
+
+Say = Callable[[int, int], None]
 MEAN_TOLERANCE = 1e-9
 
 
@@ -71,58 +75,82 @@ def _tools_have_query(tools: Tools) -> bool:
     return isinstance(tools.rule, ToolsWindow) and tools.state == "shared"
 
 
-def audit(checked: Measuring, calls: Ints, flips: Iterable[int] = ()) -> Audit:
+def audit(checked: Measuring, calls: Ints, flips: Iterable[int] = (), say: Say = lambda *_: None) -> Audit:
     """Compare the engine's stamps of every route with the shared SQL, at all given decisions or a sample of them.
 
-    `checked` measures `audited` settings.
+    `checked` measures `audited` settings. `say` is told how many decisions are done, and of how many.
     """
     timeline = checked.timeline
     usable = calls[~checked.mute[calls]]
     result = Audit(of_decisions=len(usable))
-    routes = np.unique(timeline.attempts.route)
+    routes = np.flatnonzero(np.bincount(timeline.attempts.route, minlength=1)).astype(np.int64)
     if len(usable) == 0 or len(routes) == 0:
         return result
     chosen = _sample(checked, usable, routes, list(flips))
     asked = checked.at_calls(np.repeat(chosen, len(routes)), np.tile(routes, len(chosen)))
     stamps = checked.answer(asked)
-    latency_ms = stamps.stamped_latency_ms
-    with Shadow(checked) as shadow:
-        for number, call in enumerate(chosen.tolist()):
-            span = slice(number * len(routes), (number + 1) * len(routes))
-            engine = {
-                timeline.routes[route]: {
-                    "count": int(stamps.count[span][place]),
-                    "rate": _known(stamps.reliability[span][place]),
-                    "latency_count": int(stamps.latency_count[span][place]),
-                    "mean": _known(stamps.latency_ms[span][place]),
-                    "latency_ms": _known(latency_ms[span][place]),
-                    "capable": bool(stamps.capable[span][place]),
-                }
-                for place, route in enumerate(routes.tolist())
-            }
-            _check(result, checked, call, engine, _production(shadow, call))
+    # Twice the longest window, so that a query that reads too far back is seen to.
+    with Shadow(checked, (chosen, 2 * checked.settings.longest_window_ms)) as shadow:
+        for call, engine, said in zip(
+            chosen.tolist(), _stamped(checked, routes, stamps), _said(shadow, chosen, say), strict=True
+        ):
+            _check(result, checked, call, engine, said)
     result.decisions = len(chosen)
     return result
 
 
-def _known(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
+def _stamped(checked: Measuring, routes: Ints, stamps: Stamps) -> Iterator[dict[str, dict[str, Any]]]:
+    """Yield what the engine stamped at each decision, per route key."""
+    keys = [checked.timeline.routes[route] for route in routes.tolist()]
+    columns = {
+        "count": stamps.count.tolist(),
+        "rate": _known(stamps.reliability),
+        "latency_count": stamps.latency_count.tolist(),
+        "mean": _known(stamps.latency_ms),
+        "latency_ms": _known(stamps.stamped_latency_ms),
+        "capable": stamps.capable.tolist(),
+    }
+    for first in range(0, len(stamps.count), len(routes)):
+        yield {key: {name: values[first + place] for name, values in columns.items()} for place, key in enumerate(keys)}
+
+
+def _said(shadow: Shadow, calls: Ints, say: Say) -> Iterator[dict[str, dict[str, Any]]]:
+    """Yield what production's queries say at each decision; two connections answer, each every other one."""
+    shadows = [shadow, *(shadow.twin() for _ in range(CONNECTIONS - 1))]
+
+    def ask(which: int) -> list[dict[str, dict[str, Any]]]:
+        answers = []
+        for place in range(which, len(calls), CONNECTIONS):
+            say(place, len(calls))
+            answers.append(_production(shadows[which], int(calls[place])))
+        return answers
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        answers = list(pool.map(ask, range(CONNECTIONS)))
+    for number in range(len(calls)):
+        yield answers[number % CONNECTIONS][number // CONNECTIONS]
+
+
+def _known(values: Floats) -> list[float | None]:
+    known: list[float | None] = values.tolist()
+    for place in np.flatnonzero(~np.isfinite(values)).tolist():
+        known[place] = None
+    return known
 
 
 def _sample(measuring: Measuring, calls: Ints, routes: Ints, flips: list[int]) -> Ints:
     """Return every decision, or 500: the first, the last, flips, decisions with empty windows, the rest evenly."""
     if len(calls) <= EVERY_DECISION_UP_TO:
         return calls
-    counts = measuring.timeline.attempts.ts_ms
     evidence_ms = measuring.evidence_ms[calls]
     window_ms = measuring.settings.longest_window_ms
-    ends = np.sort(counts)
+    ends = np.sort(measuring.timeline.attempts.ts_ms)
     recent = np.searchsorted(ends, evidence_ms) - np.searchsorted(ends, evidence_ms - window_ms)
     empty = calls[recent == 0]
     picked = {
         int(calls[0]),
         int(calls[-1]),
-        *_evenly(np.array(sorted(set(flips) & set(calls.tolist())), dtype=np.int64), 150),
+        *_evenly(np.intersect1d(np.array(flips, dtype=np.int64), calls), 150),
         *_evenly(empty, 50),
     }
     picked |= set(_evenly(calls, SAMPLE - len(picked)))
@@ -156,12 +184,16 @@ def _production(shadow: Shadow, call: int) -> dict[str, dict[str, Any]]:
     if (latency.rule, latency.exclude_kinds) != (reliability.rule, reliability.exclude_kinds):
         rows = stats(latency, latency.rule.window_ms)
     for row in rows:
-        said.setdefault("|".join(row[:3]), {}).update(mean=_known(row[4]), latency_ms=row[5], latency_count=row[8])
+        said.setdefault("|".join(row[:3]), {}).update(mean=_finite(row[4]), latency_ms=row[5], latency_count=row[8])
     seen, since_ms = shadow.without(failed=tools.failed == "excluded"), evidence_ms - tools.rule.window_ms
     least = tools.rule.min_samples
     for row in seen.rows("tool_incapable_routes", since_ms=since_ms, until_ms=until_ms, min_samples=least):
         said.setdefault("|".join(row[:3]), {})["capable"] = False
     return said
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 _NOTHING: dict[str, Any] = {
@@ -180,9 +212,11 @@ def _check(
     """Counts, verdicts and rates exactly; means to 1e-9; the integer exactly unless the mean is next to a half."""
     timeline: Timeline = measuring.timeline
     for route in sorted({*engine, *said}):
-        ours, theirs = {**_NOTHING, **engine.get(route, {})}, {**_NOTHING, **said.get(route, {})}
+        ours, theirs = _NOTHING | engine.get(route, {}), _NOTHING | said.get(route, {})
+        result.comparisons += len(_NOTHING)
+        if ours == theirs:
+            continue
         for name in _NOTHING:
-            result.comparisons += 1
             if not _agree(name, ours, theirs):
                 result.mismatches.append(
                     f"call {timeline.calls.id[call]}, route {route}: {name} is {ours[name]} in the engine, "

@@ -20,7 +20,7 @@ from replay.ledger.mirror import open_mirror
 from replay.measuring import Measuring
 from replay.predictions import predictions as predictions_of
 from replay.record import ROWS_PER_GROUP, StoredRun, require_comparable
-from replay.settings import Settings
+from replay.settings import Settings, quantiles
 from replay.timeline import Timeline
 
 PROCESS_SEEDS = 20
@@ -33,6 +33,11 @@ class Side:
     run: StoredRun
     settings: Settings
     name: str
+
+    @property
+    def named(self) -> Settings:
+        """The settings under that name."""
+        return replace(self.settings, name=self.name)
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,11 @@ def compare(runs: Sequence[StoredRun], mirror: Path | None = None, progress: Pro
     window_ms = max(side.settings.longest_window_ms for side in sides)
     first, others = sides[0], sides[1:]
     say("scoring predictions", 0, 1)
-    figures = prequential.score(predictions)
+    asked_q = quantiles(side.named for side in sides)
+    figures = prequential.score(predictions, asked_q)
     say("bootstrapping differences", 0, 1)
     differences = prequential.differences(
-        predictions, first.name, [other.name for other in others], window_ms=window_ms
+        predictions, first.name, [other.name for other in others], window_ms=window_ms, quantiles=asked_q
     )
     axis, notes = _timeline(first.run, mirror)
     flips, summaries = [], []
@@ -136,7 +142,7 @@ def _timeline(run: StoredRun, mirror: Path | None) -> tuple[Timeline | None, lis
     if path is None or not path.is_file():
         return None, [f"causes of flips are not known: the mirror is not at {path}; give --mirror"]
     with open_mirror(path) as connection:
-        ledger = load_ledger(connection)
+        ledger = load_ledger(connection, whole=False)
     for table in TABLES:
         if ledger.identity[table] != run.input["tables"][table]:
             raise NotComparableError(
@@ -169,8 +175,8 @@ def _process_range(axis: Timeline | None, sides: Sequence[Side], say: Progress) 
         attempts = np.flatnonzero(np.isin(axis.attempts.id, side.run.predictions["attempt_id"].to_numpy()))
         for seed in range(PROCESS_SEEDS):
             say(f"assigning calls to processes under {side.name}", seed, PROCESS_SEEDS)
-            drawn = Measuring(axis, replace(one, name=side.name, seed=seed))
-            scored = prequential.score(predictions_of(drawn, attempts.astype(np.int64)))
+            drawn = Measuring(axis, replace(side.named, seed=seed))
+            scored = prequential.score(predictions_of(drawn, attempts.astype(np.int64)), quantiles([drawn.settings]))
             frames.append(scored.filter(pl.col("scope") == "all"))
     if not frames:
         return pl.DataFrame()

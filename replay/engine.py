@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
 from typing import Literal, Protocol
 
 import numpy as np
 import polars as pl
 
-from replay import offerbook, outcomes, timeline
+from replay import offerbook, outcomes, rankings, timeline
 from replay import predictions as predicting
 from replay.asking import Policies
 from replay.audit import Audit, audit, audited
+from replay.behind import Behind
 from replay.core import Policy
 from replay.deciding import Decider
 from replay.durations import iso
 from replay.errors import ReplayError
+from replay.gaps import missing_numbers
 from replay.kernel.core import ROWS_PER_BLOCK, Block, CompiledCore, NotCoveredError
 from replay.kernel.loop import SHOWN
 from replay.ledger.load import Ledger
@@ -32,7 +37,7 @@ from replay.reproduction import (
     recorded_settings,
 )
 from replay.settings import Settings
-from replay.timeline import Ints, Texts, Timeline, lag_free
+from replay.timeline import Ints, lag_free
 
 __all__ = ["CORES", "DECISIONS", "TOP", "Core", "Progress", "Replayed", "Run", "Sink", "reproduce", "run"]
 
@@ -70,6 +75,34 @@ class _Kept:
     def predictions(self, rows: pl.DataFrame) -> None:
         self.predicted.append(rows)
 
+    def tables(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Return all decisions and all predictions."""
+        decided, predicted = ([_plain(rows) for rows in some] for some in (self.decided, self.predicted))
+        return pl.concat(decided), pl.concat(predicted) if predicted else pl.DataFrame()
+
+
+def _plain(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.with_columns(pl.col(pl.Enum).cast(pl.String))
+
+
+class _StoppedError(Exception):
+    """The run ends early, for what happened in another thread."""
+
+
+class _Beside:
+    """Does some work in a thread of its own for the length of a block; a block that fails stops it first."""
+
+    def __init__(self, work: Callable[[], Reproduction], replayer: _Replayer) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._work, self._replayer = work, replayer
+
+    def __enter__(self) -> Future[Reproduction]:
+        return self._pool.submit(self._work)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._replayer.stopped = kind is not None
+        self._pool.shutdown()
+
 
 @dataclass
 class Replayed:
@@ -82,10 +115,10 @@ class Replayed:
     settings: Settings
     visibility: str
     choices: Choices
-    decisions: pl.DataFrame
-    predictions: pl.DataFrame
-    predicted: int
-    lag_flips: list[int] | None
+    decisions: pl.DataFrame = field(default_factory=pl.DataFrame)
+    predictions: pl.DataFrame = field(default_factory=pl.DataFrame)
+    predicted: int = 0
+    lag_flips: list[int] | None = None
     audit: Audit = field(default_factory=Audit)
     interpreted: str | None = None
 
@@ -136,6 +169,7 @@ def run(
     prove: bool = True,
     core: Core = "compiled",
     sink: Sink | None = None,
+    full: Callable[[pl.DataFrame], None] | None = None,
 ) -> Run:
     """Replay a ledger under each of the settings.
 
@@ -143,8 +177,9 @@ def run(
     attempts ended, in [since_ms, until_ms) are reported; evidence from before is read all the same, so a slice's
     first decision is what it is in a longer run. `prove=False` leaves out reproduction, audit and the effect of the
     write lag, for a look while a slider moves; such a run is never written. `sink` takes the rows as they are made,
-    setting by setting; without one the run keeps them. Raises ReplayError where the ledger is empty, or has calls but
-    neither recorded policies nor a given one.
+    setting by setting; without one the run keeps them. `full` takes the full ranking of every decision, in blocks of
+    rows (`replay.rankings`): for slices. Raises ReplayError where the ledger is empty, has calls but neither recorded
+    policies nor a given one, or the full ranking has too many rows.
     """
     say = progress or (lambda what, done, total: None)
     if len(ledger.attempts) == 0:
@@ -162,13 +197,40 @@ def run(
             "give one, for example --policy balanced"
         )
     decider = Decider(axis, offerbook.build(axis), policies, selected)
+    if full is not None:
+        rankings.require_few(decider, settings)
     replayer = _Replayer(decider, core, say)
     attempts = _within(axis.attempts.ts_ms, since_ms, until_ms)
-    replayed = [replayer.replay(Measuring(axis, one), attempts, prove, sink) for one in settings]
-    reproduction = replayer.prove(replayed) if prove else Reproduction()
-    if prove:
-        _audit(axis, selected, replayed, say)
+    measured: list[Measuring] = []
+    for setting in settings:
+        measured.append(Measuring(axis, setting, measured[0] if measured else None))
+    kept = [_Kept() for _ in settings]
+    sinks = [sink or one for one in kept]
+    with Behind() as behind:
+        replayed = [replayer.replay(one, into, behind) for one, into in zip(measured, sinks, strict=True)]
+        with _Beside(lambda: _prove(replayer, measured, replayed) if prove else Reproduction(), replayer) as proof:
+            for measuring, one, into in zip(measured, replayed, sinks, strict=True):
+                if not prove:
+                    say(f"predicting under {one.settings.name}", 0, 1)
+                one.predicted = _predict(measuring, attempts, into, behind)
+            reproduction = proof.result()
+    for one, own in zip(replayed, kept, strict=True):
+        one.decisions, one.predictions = own.tables()
+    if full is not None:
+        for measuring in measured:
+            for rows, done in rankings.blocks(decider, measuring):
+                say(f"ranking all candidates under {measuring.settings.name}", done, len(selected))
+                full(rows)
     return Run(reproduction, replayed, _warnings(decider, replayed), prove)
+
+
+def _predict(measuring: Measuring, attempts: Ints, into: Sink, behind: Behind) -> int:
+    """Predict attempts under one setting, block by block; returns how many."""
+    for predicted in predicting.blocks(predicting.predict(measuring, attempts), ROWS_PER_BLOCK):
+        behind.hand(into.predictions, predicting.table(measuring, predicted))
+    if not len(attempts):
+        behind.hand(into.predictions, predicting.predictions(measuring, attempts))
+    return len(attempts)
 
 
 def reproduce(ledger: Ledger, core: Core = "compiled") -> Reproduction:
@@ -183,9 +245,16 @@ class _Replayer:
 
     def __init__(self, decider: Decider, core: Core, say: Progress) -> None:
         self.decider = decider
-        self.say = say
+        self.stopped = False
+        self._say = say
         self.core = None if core == "interpreter" else CompiledCore(decider)
         self.interpreted: str | None = None
+
+    def say(self, what: str, done: int, total: int) -> None:
+        """Tell how far it is, unless the run ends early."""
+        if self.stopped:
+            raise _StoppedError
+        self._say(what, done, total)
 
     def blocks(self, measuring: Measuring, calls: Ints, what: str, *, recorded_policy: bool = False) -> Iterator[Block]:
         """Decide some calls, block by block; `interpreted` says afterwards why the compiled core did not."""
@@ -208,33 +277,18 @@ class _Replayer:
         blocks = self.blocks(measuring, calls, what, recorded_policy=recorded_policy)
         return _together([outcomes.choices(self.decider, block) for block in blocks])
 
-    def replay(self, measuring: Measuring, attempts: Ints, prove: bool, sink: Sink | None) -> Replayed:
-        """Replay one setting."""
-        kept = _Kept()
-        into, chosen, name = sink or kept, [], measuring.settings.name
+    def replay(self, measuring: Measuring, into: Sink, behind: Behind) -> Replayed:
+        """Decide everything under one setting."""
+        chosen, name = [], measuring.settings.name
         for block in self.blocks(measuring, self.decider.selected, f"deciding under {name}"):
             chosen.append(outcomes.choices(self.decider, block))
-            into.decisions(outcomes.table(self.decider, measuring, block))
+            behind.hand(into.decisions, outcomes.table(self.decider, measuring, block))
         if not chosen:
-            into.decisions(pl.DataFrame(schema=DECISIONS))
-        interpreted, choices = self.interpreted, _together(chosen)
-        self.say(f"predicting under {name}", 0, 1)
-        for predicted in predicting.blocks(predicting.predict(measuring, attempts), ROWS_PER_BLOCK):
-            into.predictions(predicting.table(measuring, predicted))
-        if not len(attempts):
-            into.predictions(predicting.predictions(measuring, attempts))
-        return Replayed(
-            settings=measuring.settings,
-            visibility=measuring.visibility.kind,
-            choices=choices,
-            decisions=pl.concat(kept.decided),
-            predictions=pl.concat(kept.predicted) if kept.predicted else pl.DataFrame(),
-            predicted=len(attempts),
-            lag_flips=self._lag_flips(measuring, choices) if prove else None,
-            interpreted=interpreted,
-        )
+            behind.hand(into.decisions, pl.DataFrame(schema=DECISIONS))
+        choices = _together(chosen)
+        return Replayed(measuring.settings, measuring.visibility.kind, choices, interpreted=self.interpreted)
 
-    def _lag_flips(self, measuring: Measuring, choices: Choices) -> list[int] | None:
+    def lag_flips(self, measuring: Measuring, choices: Choices) -> list[int] | None:
         """Return the calls decided differently had every row been visible at once; None where there was no lag."""
         settings = measuring.settings
         if measuring.visibility.kind == "lagged" and settings.lag_ms == (0,):
@@ -305,16 +359,23 @@ def _within(at_ms: Ints, since_ms: int | None, until_ms: int | None) -> Ints:
     return np.flatnonzero((at_ms >= low) & (at_ms < high)).astype(np.int64)
 
 
-def _audit(axis: Timeline, selected: Ints, replayed: Sequence[Replayed], say: Progress) -> None:
-    """Audit every setting; those that the shared SQL checks alike share one audit."""
-    flips = _contested(replayed)
-    done: dict[str, Audit] = {}
-    for one in replayed:
+def _prove(replayer: _Replayer, measured: Sequence[Measuring], replayed: Sequence[Replayed]) -> Reproduction:
+    """Find what the write lag changed, hold the record against the plans, and audit every setting.
+
+    Settings that the shared SQL checks alike share one audit.
+    """
+    for measuring, one in zip(measured, replayed, strict=True):
+        one.lag_flips = replayer.lag_flips(measuring, one.choices)
+    reproduction = replayer.prove(replayed)
+    flips, done = _contested(replayed), dict[str, Audit]()
+    for measuring, one in zip(measured, replayed, strict=True):
         checked = audited(one.settings)
         if checked.identity not in done:
-            say(f"auditing {one.settings.name} against production's SQL", 0, 1)
-            done[checked.identity] = audit(Measuring(axis, checked), selected, flips)
+            what = f"auditing {one.settings.name} against production's SQL"
+            like = Measuring(measuring.timeline, checked, measuring)
+            done[checked.identity] = audit(like, replayer.decider.selected, flips, partial(replayer.say, what))
         one.audit = done[checked.identity]
+    return reproduction
 
 
 def _contested(replayed: Sequence[Replayed]) -> list[int]:
@@ -341,27 +402,10 @@ def _warnings(decider: Decider, replayed: Sequence[Replayed]) -> list[str]:
     sequence = decider.timeline.attempts.replica_seq
     if len(sequence) and (sequence >= 0).any() and (sequence < 0).any():
         warnings.append("some attempts carry their replica's numbering and some do not: in-process order goes by time")
-    missing = _gaps(decider)
-    if missing:
+    lost = missing_numbers(decider.timeline, decider.selected)
+    if lost:
         warnings.append(
-            f"{missing:,} numbers are missing from the replicas' own numbering: rows were dropped, or their calls had "
+            f"{lost:,} numbers are missing from the replicas' own numbering: rows were dropped, or their calls had "
             "not ended yet"
         )
     return warnings
-
-
-def _gaps(decider: Decider) -> int:
-    """Count the numbers that no row carries between a replica's first and last decision that is replayed here."""
-    calls, attempts = decider.timeline.calls, decider.timeline.attempts
-    names = pl.concat([_numbers(calls.replica, calls.replica_seq), _numbers(attempts.replica, attempts.replica_seq)])
-    replayed = _numbers(calls.replica, calls.replica_seq)[decider.selected].drop_nulls()
-    spans = replayed.group_by("replica").agg(first=pl.col("number").min(), last=pl.col("number").max())
-    within = names.join(spans, on="replica").filter(pl.col("number").is_between("first", "last"))
-    counted = within.group_by("replica", "first", "last").agg(pl.col("number").n_unique())
-    return int(counted.select((pl.col("last") - pl.col("first") + 1 - pl.col("number")).sum()).item() or 0)
-
-
-def _numbers(replica: Texts, sequence: Ints) -> pl.DataFrame:
-    """Return what a process numbered; null where it did not, or the process is not known."""
-    frame = pl.DataFrame({"replica": replica.take(np.arange(len(sequence), dtype=np.int64)), "number": sequence})
-    return frame.with_columns(pl.when(pl.col("number") >= 0).then(pl.col("number")))

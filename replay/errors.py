@@ -17,3 +17,9 @@ class NotComparableError(ReplayError):
     """Two results that do not rest on the same input were to be compared."""
 
     exit_code = 3
+
+
+class StoppedError(ReplayError):
+    """Somebody pressed Ctrl-C; the message says what is kept."""
+
+    exit_code = 130

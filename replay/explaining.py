@@ -24,7 +24,7 @@ def explain_call(mirror: Path, call_id: int, settings: Settings, policy: Policy 
     Raises ReplayError where the mirror has no such decision, or its policy or request is not known.
     """
     with open_mirror(mirror) as connection:
-        ledger = load_ledger(connection)
+        ledger = load_ledger(connection, whole=False)
     axis = timeline.build(ledger)
     found = np.flatnonzero(axis.calls.id == call_id)
     if not len(found):

@@ -16,9 +16,10 @@ import numpy as np
 import polars as pl
 
 from replay.core import Health
-from replay.timeline import Timeline
+from replay.timeline import Ints, Texts, Timeline
 
 _HEALTH = Health()
+_SPARSE = 16
 
 
 def in_doubt(timeline: Timeline, providers_of: Callable[[int], Iterable[str]]) -> frozenset[int]:
@@ -27,6 +28,8 @@ def in_doubt(timeline: Timeline, providers_of: Callable[[int], Iterable[str]]) -
     `providers_of` gives the providers among a call's candidates. A ledger without gaps costs one look at its numbers.
     """
     doubtful: set[int] = set()
+    if not missing_numbers(timeline):
+        return frozenset()
     for events in _with_gaps(timeline).partition_by("replica"):
         doubt = _Doubt()
         for number, is_call, index, missing in events.select("number", "is_call", "index", "missing").iter_rows():
@@ -38,6 +41,37 @@ def in_doubt(timeline: Timeline, providers_of: Callable[[int], Iterable[str]]) -
             elif at_ms < doubt.last_ms and any(doubt.concerns(provider, at_ms) for provider in providers_of(index)):
                 doubtful.add(index)
     return frozenset(doubtful)
+
+
+def missing_numbers(timeline: Timeline, between: Ints | None = None) -> int:
+    """Count the numbers that no row carries between each process's first and last row.
+
+    With `between`: only those between its first and last of these calls.
+    """
+    calls, attempts = timeline.calls, timeline.attempts
+    count = 0
+    for name in {*calls.replica.values, *attempts.replica.values}:
+        of_calls = _numbers(calls.replica, calls.replica_seq, name)
+        numbers = np.concatenate([of_calls, _numbers(attempts.replica, attempts.replica_seq, name)])
+        ends = numbers if between is None else _numbers(calls.replica, calls.replica_seq, name, between)
+        if len(ends):
+            first, last = int(ends.min()), int(ends.max())
+            inside = numbers[(numbers >= first) & (numbers <= last)]
+            count += last - first + 1 - _distinct(inside - first)
+    return count
+
+
+def _numbers(replica: Texts, numbers: Ints, name: str, some: Ints | None = None) -> Ints:
+    """Return the numbers that a process gave its rows, or some of them."""
+    mine = (replica.codes == replica.code(name)) & (numbers >= 0)
+    return numbers[np.flatnonzero(mine) if some is None else some[mine[some]]]
+
+
+def _distinct(numbers: Ints) -> int:
+    """Count distinct numbers from 0 on; they mostly lie close together."""
+    if len(numbers) and int(numbers.max()) > _SPARSE * len(numbers):
+        return len(np.unique(numbers))
+    return int(np.count_nonzero(np.bincount(numbers)))
 
 
 def _with_gaps(timeline: Timeline) -> pl.DataFrame:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from replay.estimators import Window
+from replay.kernel.compiled import compiled
 from replay.readings import Facts, Reads, read_many, read_tools
 from replay.settings import Measure, Settings, Tools
 from replay.timeline import NEVER, Bools, Floats, Ints, Snapshot, Timeline, Visibility, visibility
@@ -80,16 +81,9 @@ class Measuring:
             return calls.evidence_ms, self.visibility.calls
         fresh = calls.evidence_ms == calls.decided_ms
         keys = np.where(fresh, self.visibility.calls, self.visibility.instants(calls.decided_ms))
-        instants = calls.decided_ms.copy()
-        last: dict[int, int] = {}
-        for call in np.lexsort((calls.id, self.own_call_key(), calls.decided_ms)).tolist():
-            process = int(self.call_process[call])
-            memo = last.get(process)
-            if memo is not None and 0 <= calls.decided_ms[call] - instants[memo] < memo_ms:
-                instants[call], keys[call] = instants[memo], keys[memo]
-            elif not self.mute[call]:  # a failed reading leaves nothing to reuse
-                last[process] = call
-        return instants, keys
+        order = np.lexsort((calls.id, self.own_call_key(), calls.decided_ms))
+        read_at = memoised(order, calls.decided_ms, self.call_process, self.mute, memo_ms)
+        return calls.decided_ms[read_at], keys[read_at]
 
     def own_call_key(self) -> Ints:
         """Return each decision's place among the events of its process."""
@@ -228,6 +222,24 @@ class Measuring:
             return Reads(questions.shared_key, questions.shared_ms, questions.route)
         group = questions.route * self.process_count + questions.process
         return Reads(questions.own_key, questions.own_ms, np.where(questions.route < 0, -1, group))
+
+
+@compiled
+def memoised(order: Ints, decided_ms: Ints, process: Ints, mute: Bools, memo_ms: int) -> Ints:
+    """Return, for each call, at which call its process read the stamps it decided with: its own number, or an earlier.
+
+    `order` is that in which they decide. A process reads anew once its reading is `memo_ms` old; a failed reading
+    (`mute`) leaves nothing to reuse.
+    """
+    read_at = np.arange(len(order))
+    last = np.full(process.max() + 1 if len(process) else 0, -1)
+    for call in order:
+        memo = last[process[call]]
+        if memo >= 0 and decided_ms[call] - decided_ms[memo] < memo_ms:
+            read_at[call] = memo
+        elif not mute[call]:
+            last[process[call]] = call
+    return read_at
 
 
 def sight(settings: Settings) -> tuple[object, ...]:

@@ -78,7 +78,9 @@ def build(timeline: Timeline) -> OfferBook:
         offer.valid_to for offer in offers if offer.valid_to is not None
     }
     known = [_Known(offer) for offer in offers]
-    changes |= {at_ms for offer in known for at_ms in timeline.renamed_ms(offer.candidate.route_key)}
+    renamed = {key: timeline.renamed_ms(key) for key in {offer.candidate.route_key for offer in known}}
+    changes |= set().union(*renamed.values())
+    fixed = {key: timeline.route_of(key, 0) for key, at_ms in renamed.items() if not at_ms}
     starts_ms = [-(2**62), *sorted(changes)]
     entering: dict[int, list[int]] = {}
     leaving: dict[int, list[int]] = {}
@@ -92,7 +94,7 @@ def build(timeline: Timeline) -> OfferBook:
         present |= set(entering.get(start, ()))
         present -= set(leaving.get(start, ()))
         order = sorted(present, key=lambda number: (offers[number].position, offers[number].id or 0, number))
-        segments.append(_segment([known[number] for number in order], timeline, start))
+        segments.append(_segment([known[number] for number in order], timeline, start, fixed))
     return OfferBook(starts_ms, segments, recorded)
 
 
@@ -112,8 +114,10 @@ class _Known:
         self.price_cached_in = offer.price_cached_in
 
 
-def _segment(offers: list[_Known], timeline: Timeline, start_ms: int) -> Segment:
-    routes = [timeline.route_of(offer.candidate.route_key, start_ms) for offer in offers]
+def _segment(offers: list[_Known], timeline: Timeline, start_ms: int, fixed: Mapping[str, int]) -> Segment:
+    """Put offers together; `fixed` are the routes of the keys whose route never changes its name."""
+    keys = [offer.candidate.route_key for offer in offers]
+    routes = [fixed[key] if key in fixed else timeline.route_of(key, start_ms) for key in keys]
     return Segment(
         tuple(offer.candidate for offer in offers),
         np.array(routes, dtype=np.int64),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,32 +131,32 @@ def actual_routes(decider: Decider, calls: Ints) -> Ints:
 
 
 def table(decider: Decider, measuring: Measuring, block: Block, *, recorded_policy: bool = False) -> pl.DataFrame:
-    """Return a block as rows of DECISIONS; calls that could not be decided are left out."""
+    """Return a block as rows with the columns of DECISIONS; calls that could not be decided are left out.
+
+    Texts that recur are of the type `polars.Enum`.
+    """
     kept = np.flatnonzero(block.found.decided["length"] >= 0)
     calls, axis = block.calls[kept], decider.timeline
     decided, stood, health = block.found.decided[kept], block.found.stood[kept], block.health[kept].astype(np.int64)
     opened, disabled = block.states
     routes, first = _places(decider, calls)
-    names = pl.Series([*axis.routes], dtype=pl.String)
+    names = pl.Enum(axis.routes)
     policy_of, policies = decider.policies.numbered(recorded=recorded_policy)
-    identities = pl.Series([None if policy is None else policy.identity for policy in policies], dtype=pl.String)
-    kinds = pl.Series([asked.kind for asked in decider.asked.distinct], dtype=pl.String)
     attempt = axis.calls.first_attempt[calls]
     first_route = _at(axis.attempts.route, np.maximum(attempt, 0), attempt >= 0)
     actual = actual_routes(decider, calls)
     chosen = _at(routes, first + decided["chosen"], decided["chosen"] >= 0)
-    labels = pl.Series(["bounded", "recorded"], dtype=pl.String)
     columns: dict[str, pl.Series] = {
-        "setting": pl.repeat(measuring.settings.name, len(calls), dtype=pl.String, eager=True),
+        "setting": _named(pl.Enum([measuring.settings.name]), np.zeros(len(calls), dtype=np.int64)),
         "call_id": pl.Series(axis.calls.id[calls]),
         "decided_ms": pl.Series(axis.calls.decided_ms[calls]),
         "evidence_ms": pl.Series(measuring.evidence_ms[calls]),
-        "policy_id": identities.gather(policy_of[calls]),
-        "request_class": kinds.gather(decider.asked.codes[calls]),
+        "policy_id": _one_of([None if one is None else one.identity for one in policies], policy_of[calls]),
+        "request_class": _one_of([asked.kind for asked in decider.asked.distinct], decider.asked.codes[calls]),
         "recorded_route": _named(names, axis.calls.route[calls]),
         "recorded_first_route": _named(names, first_route),
         "chosen_route": _named(names, chosen),
-        "label": labels.gather((chosen == actual).astype(np.int64)),
+        "label": _named(pl.Enum(["bounded", "recorded"]), (chosen == actual).astype(np.int64)),
         "candidates": pl.Series(decider.book.sizes[decider.book.numbers_at(axis.calls.decided_ms[calls])]),
         "rejected": pl.Series(decided["rejected"].copy()),
         "reject_counts": pl.Series(block.rejects, dtype=pl.String).gather(decided["pattern"].astype(np.int64)),
@@ -179,7 +179,7 @@ def table(decider: Decider, measuring: Measuring, block: Block, *, recorded_poli
     columns["recorded_success_rate"] = _known(stood["rate"][:, SHOWN], here)
     columns["recorded_latency_ms"] = _known(stood["latency_ms"][:, SHOWN], here)
     columns["order_hash"] = pl.Series(decided["hash"].copy())
-    return pl.DataFrame(columns, schema=DECISIONS)
+    return pl.DataFrame({name: columns[name] for name in DECISIONS})
 
 
 def _places(decider: Decider, calls: Ints) -> tuple[Ints, Ints]:
@@ -195,8 +195,17 @@ def _at(values: Ints, where: Ints, holds: Bools, otherwise: Ints | int = -1) -> 
     return np.where(holds, values[np.where(holds, where, 0)], otherwise).astype(np.int64)
 
 
-def _named(names: pl.Series, numbers: Ints) -> pl.Series:
-    return names.gather(pl.Series(numbers).set(pl.Series(numbers < 0), None))
+def _named(names: pl.Enum, numbers: Ints) -> pl.Series:
+    """Return the names of some numbers, none of one below 0."""
+    codes = pl.Series(numbers).set(pl.Series(numbers < 0), None)
+    return codes.cast(pl.UInt32).cat.to(names)
+
+
+def _one_of(names: Sequence[str | None], numbers: Ints) -> pl.Series:
+    """Return the names of some numbers, where several may have the same, or none."""
+    distinct = sorted({name for name in names if name is not None}, key=str.encode)
+    place = np.array([-1 if name is None else distinct.index(name) for name in names], dtype=np.int64)
+    return _named(pl.Enum(distinct), place[numbers])
 
 
 def _minus(first: Floats, second: Floats) -> Floats:

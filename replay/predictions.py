@@ -57,13 +57,13 @@ def table(measuring: Measuring, predicted: Predicted) -> pl.DataFrame:
         name: np.where(known, values[np.maximum(call, 0)] if len(axis.calls) else 0, -1)
         for name, values in at_call.items()
     }
-    names = pl.Series(axis.routes, dtype=pl.String)
+    names = pl.Enum(axis.routes)
     frame = pl.DataFrame(
         {
             "setting": pl.repeat(measuring.settings.name, len(attempts), dtype=pl.String, eager=True),
             "attempt_id": facts.id[attempts],
             "call_id": spread["call_id"],
-            "route_key": names.gather(facts.route[attempts]),
+            "route_key": pl.Series(facts.route[attempts]).cast(pl.UInt32).cat.to(names),
             "ts_ms": facts.ts_ms[attempts],
             "start_ms": facts.start_ms[attempts],
             "evidence_ms": spread["evidence_ms"],

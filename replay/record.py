@@ -3,6 +3,7 @@
     RUN/record.json           settings, policy, input, versions, reproduction, audit, warnings, hashes
     RUN/decisions.parquet     one row per setting and call (columns: `replay.engine.DECISIONS`)
     RUN/predictions.parquet   one row per setting and attempt (columns: `analysis.prequential`)
+    RUN/rankings.parquet      of slices, if asked for: one row per candidate, too (columns: `replay.rankings.RANKINGS`)
     RUN/source.json           where the mirror was; the only file that is about this machine
 
 Nothing else in it depends on the clock, on chance, on threads or on the order of rows in a file: the same inputs give
@@ -11,7 +12,6 @@ the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -24,23 +24,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 import replay
 from replay.audit import Audit
 from replay.core import Policy, Schema, admit
 from replay.engine import DECISIONS, Run
 from replay.errors import NotComparableError, ReplayError
-from replay.orderhash import GOLDEN, MASK, mix_all, route_hash
 from replay.reproduction import Reproduction
+from replay.rowhash import RowHash
 from replay.settings import Settings, from_dict
 
-FORMAT = 2
+FORMAT = 3
 ROWS_PER_GROUP = 65_536
 MISMATCHES_SHOWN = 20
+_TABLES = ("decisions", "predictions", "rankings")
 _PACKAGES = ("duckdb", "numpy", "polars", "pyarrow")
 
 
@@ -58,6 +58,12 @@ class StoredRun:
     def settings(self) -> list[Settings]:
         """The settings it replayed, in their order."""
         return [from_dict({key: one[key] for key in one if key != "identity"}) for one in self.record["settings"]]
+
+    @property
+    def rankings(self) -> pl.LazyFrame | None:
+        """The full ranking of every decision, not read yet; None where the run was made without (`--full`)."""
+        path = self.folder / "rankings.parquet"
+        return pl.scan_parquet(path) if path.is_file() else None
 
     @property
     def input(self) -> dict[str, Any]:
@@ -146,46 +152,8 @@ def _audit(result: Audit) -> dict[str, Any]:
 def decision_hash(decisions: pl.DataFrame) -> str:
     """Return a hash over every value of the decisions in their order; doubles count to the last bit."""
     rows = RowHash()
-    rows.update(decisions)
+    rows.update(decisions.to_arrow())
     return rows.hexdigest()
-
-
-class RowHash:
-    """A hash over rows as they come: SHA-256 of one 64-bit number for each row, so that no cut into parts matters."""
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-
-    def update(self, rows: pl.DataFrame) -> None:
-        """Take in more rows."""
-        total = np.zeros(len(rows), dtype=np.uint64)
-        for place, column in enumerate(rows.iter_columns(), start=1):
-            total += mix_all(_words(column) ^ np.uint64(place * GOLDEN & MASK))
-        self._digest.update(total.tobytes())
-
-    def hexdigest(self) -> str:
-        """Return the hash of all rows so far."""
-        return self._digest.hexdigest()
-
-
-_NOTHING = np.uint64(0xA0761D6478BD642F)
-
-
-def _words(column: pl.Series) -> NDArray[np.uint64]:
-    """Return a column as 64-bit words: a double's bits, a text's hash."""
-    null = column.is_null().to_numpy()
-    if column.dtype == pl.String:
-        texts = column.unique().drop_nulls()
-        hashes = pl.Series([route_hash(text) for text in texts], dtype=pl.UInt64)
-        words = column.replace_strict(texts, hashes, default=0, return_dtype=pl.UInt64).to_numpy()
-    elif column.dtype == pl.Float64:
-        values = column.fill_null(0.0).to_numpy()
-        words = np.where(np.isnan(values), np.float64("nan"), values).view(np.uint64)
-    elif column.dtype == pl.UInt64:
-        words = column.fill_null(0).to_numpy()
-    else:
-        words = column.fill_null(0).cast(pl.Int64).to_numpy().view(np.uint64)
-    return np.where(null, _NOTHING, words)
 
 
 class Writer:
@@ -209,7 +177,7 @@ class Writer:
     def __enter__(self) -> Writer:
         with self._said():
             self._draft.mkdir(parents=True)
-            self._tables = {name: _Table(self._draft / f"{name}.parquet") for name in ("decisions", "predictions")}
+            self._tables = {name: _Table(self._draft / f"{name}.parquet") for name in _TABLES}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -218,16 +186,22 @@ class Writer:
         shutil.rmtree(self._draft, ignore_errors=True)
 
     def decisions(self, rows: pl.DataFrame) -> None:
-        """Take some decisions, in order."""
+        """Take some decisions of one setting, in order."""
+        table = rows.to_arrow()
         with self._said():
-            self._tables["decisions"].add(rows)
-        for (name,), some in rows.group_by("setting", maintain_order=True):
-            self._hashes.setdefault(str(name), RowHash()).update(some)
+            self._tables["decisions"].add(table)
+        if len(rows):
+            self._hashes.setdefault(str(rows["setting"][0]), RowHash()).update(table)
 
     def predictions(self, rows: pl.DataFrame) -> None:
         """Take some predictions, in order."""
         with self._said():
-            self._tables["predictions"].add(rows)
+            self._tables["predictions"].add(rows.to_arrow())
+
+    def rankings(self, rows: pl.DataFrame) -> None:
+        """Take some full rankings, in order; without any there is no such file."""
+        with self._said():
+            self._tables["rankings"].add(rows.to_arrow())
 
     def hashes(self, run: Run) -> dict[str, str]:
         """Return the decision hash of every setting of a run."""
@@ -262,18 +236,23 @@ class _Table:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._rows: pl.DataFrame | None = None
+        self._rows: list[pa.Table] = []
+        self._held = 0
         self._writer: pq.ParquetWriter | None = None
 
-    def add(self, rows: pl.DataFrame) -> None:
-        self._rows = rows if self._rows is None else pl.concat([self._rows, rows])
-        while len(self._rows) >= ROWS_PER_GROUP:
-            self._write(self._rows.head(ROWS_PER_GROUP))
-            self._rows = self._rows.slice(ROWS_PER_GROUP)
+    def add(self, rows: pa.Table) -> None:
+        self._rows.append(rows)
+        self._held += len(rows)
+        if self._held >= ROWS_PER_GROUP:
+            whole = pa.concat_tables(self._rows)
+            full = self._held - self._held % ROWS_PER_GROUP
+            for start in range(0, full, ROWS_PER_GROUP):
+                self._write(whole.slice(start, ROWS_PER_GROUP))
+            self._rows, self._held = [whole.slice(full)], self._held - full
 
     def finish(self) -> None:
-        if self._rows is not None and (len(self._rows) or self._writer is None):
-            self._write(self._rows)
+        if self._rows and (self._held or self._writer is None):
+            self._write(pa.concat_tables(self._rows))
         self.close()
 
     def close(self) -> None:
@@ -281,11 +260,24 @@ class _Table:
             self._writer.close()
             self._writer = None
 
-    def _write(self, rows: pl.DataFrame) -> None:
-        table = rows.to_arrow()
+    def _write(self, rows: pa.Table) -> None:
+        # Plain texts, so that the file holds those of its rows, in the order of their rows, however they came.
+        rows = rows.cast(pa.schema([field.with_type(_plain(field.type)) for field in rows.schema]))
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd", store_schema=False)
-        self._writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+            texts = [field.name for field in rows.schema if pa.types.is_large_string(field.type)]
+            self._writer = pq.ParquetWriter(
+                self._path,
+                rows.schema,
+                compression="zstd",
+                use_dictionary=texts,  # a number hardly ever comes twice
+                write_statistics=False,
+                store_schema=False,
+            )
+        self._writer.write_table(rows, row_group_size=ROWS_PER_GROUP)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind if pa.types.is_primitive(kind) else pa.large_string()
 
 
 def write(folder: Path, record: dict[str, Any], run: Run, mirror: Path | None = None) -> None:

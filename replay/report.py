@@ -56,7 +56,7 @@ def gather(runs: Sequence[StoredRun], mirror: Path | None = None, progress: Prog
         return compare(runs, mirror, progress)
     (run,) = runs
     only = Side(run, run.settings[0], run.settings[0].name)
-    figures = prequential.score(run.predictions)
+    figures = prequential.score(run.predictions, settings_room.quantiles(run.settings))
     differences = pl.DataFrame(schema=prequential.DIFFERENCES_SCHEMA)
     agreed = deciding.agreement(run.decisions, window_ms=only.settings.longest_window_ms)
     verdict = deciding.verdict(figures, differences, None, agreed)

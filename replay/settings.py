@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from replay.durations import duration_ms, instant_ms
 from replay.errors import ReplayError
-from replay.estimators import Rule, ToolsRule, ToolsWindow, Window
+from replay.estimators import Quantile, Rule, ToolsRule, ToolsWindow, Window
 from replay.estimators.named import EXAMPLES, RULES, TOOLS_RULES, name_of, require_meaning
 
 PRESETS = ("production-now", "production-before")
@@ -120,6 +120,24 @@ class Settings:
         """
         rules: tuple[object, ...] = (self.reliability.rule, self.latency.rule, self.tools.rule)
         return max(getattr(rule, "window_ms", None) or 0 for rule in rules)
+
+    @property
+    def latency_quantile(self) -> float | None:
+        """The quantile of latency that is measured, None where the rule measures another figure.
+
+        >>> PRODUCTION_NOW.latency_quantile is None
+        True
+        """
+        return self.latency.rule.q if isinstance(self.latency.rule, Quantile) else None
+
+
+def quantiles(settings: Iterable[Settings]) -> dict[str, float]:
+    """Return the quantile of every setting that measures one, by name: what `analysis.prequential` asks for.
+
+    >>> quantiles([PRODUCTION_NOW])
+    {}
+    """
+    return {one.name: one.latency_quantile for one in settings if one.latency_quantile is not None}
 
 
 def _plain(value: Any, skip: tuple[str, ...] = ()) -> Any:

@@ -42,6 +42,10 @@ BEFORE = np.int64(2**61)
 """Keys of what came before the first snapshot of a ledger: instants less this, so below every snapshot's place."""
 
 
+_ROUTE_PARTS = ("provider_id", "model_family", "served_by")
+_DENSE_UP_TO = 2**22
+
+
 @dataclass(frozen=True)
 class Texts:
     """A column of texts as numbers: `codes[i]` is the place in `values` of row i's text, -1 where it has none.
@@ -57,9 +61,13 @@ class Texts:
     @classmethod
     def of(cls, series: pl.Series) -> Texts:
         """Number the distinct texts of a column in byte order."""
+        if isinstance(series.dtype, pl.Enum):  # as `load_ledger` makes them, its values in byte order
+            used, codes = _densely(_codes(series.to_physical()).astype(np.int64) + 1)
+            known = ["", *series.dtype.categories]
+            some = int(len(used) > 0 and used[0] == 0)  # is -1 among them?
+            return cls(codes - np.int32(some), [known[code] for code in used.tolist() if code])
         values = series.drop_nulls().unique().sort()
-        codes = series.cast(pl.Enum(values), strict=True).to_physical().cast(pl.Int32).fill_null(-1)
-        return cls(codes.to_numpy(), values.to_list())
+        return cls(_codes(series.cast(pl.Enum(values), strict=True).to_physical()), values.to_list())
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -75,6 +83,14 @@ class Texts:
     def code(self, text: str) -> int:
         """Return the number of a text, -2 (of no row) if no row has it."""
         return self.values.index(text) if text in self.values else -2
+
+    def or_empty(self) -> Texts:
+        """Return the same with the empty text where there is none."""
+        if (self.codes >= 0).all():
+            return self
+        if self.values[:1] == [""]:
+            return Texts(np.maximum(self.codes, 0), self.values)
+        return Texts(self.codes + np.int32(1), ["", *self.values])
 
     def take(self, rows: Ints) -> pl.Series:
         """Return the texts of some rows as a column."""
@@ -200,33 +216,65 @@ def route_key_expr() -> pl.Expr:
     >>> frame.select(route_key_expr()).item()
     'p|m|'
     """
-    parts = [pl.col(name).fill_null("") for name in ("provider_id", "model_family", "served_by")]
+    parts = [pl.col(name).cast(pl.String).fill_null("") for name in _ROUTE_PARTS]
     return pl.concat_str(parts, separator="|").alias("route_key")
 
 
 def build(ledger: Ledger) -> Timeline:
     """Put a ledger on its timeline. What had to be inferred for it, `replay.ledger.lacks` says."""
     calls = _call_frame(ledger)
-    attempts = ledger.attempts.with_columns(route_key_expr())
-    offer_routes = ledger.offers.select(offer_route_expr())["route_key"]
-    used = pl.concat(
-        [
-            attempts.select("route_key", at_ms=pl.coalesce(_start_ms(), "ts")),
-            calls.select(route_key="route", at_ms="decided_ms").drop_nulls(),
-        ]
-    )
-    first_ms = dict(used.group_by("route_key").agg(pl.col("at_ms").min()).iter_rows())
-    routes = sorted({*first_ms, *offer_routes}, key=str.encode)
+    provider, *others = (Texts.of(ledger.attempts[name]).or_empty() for name in _ROUTE_PARTS)
+    taken, ended = _route_keys(provider, *others), Texts.of(calls["route"])
+    offered = ledger.offers.select(offer_route_expr())["route_key"]
+    routes = sorted({*taken.values, *ended.values, *offered}, key=str.encode)
     index = {key: number for number, key in enumerate(routes)}
-    first = np.array([*(first_ms.get(key, NEVER) for key in routes), NEVER], dtype=np.int64)
-    attempt_arrays = _attempts(attempts, routes, _call_of(attempts, calls))
-    return Timeline(ledger, routes, attempt_arrays, _calls(calls, routes, attempt_arrays), index, first)
+    of_attempts, of_calls = (_numbers(texts, index) for texts in (taken, ended))
+    arrays = _attempts(ledger.attempts, of_attempts, provider, _call_of(ledger.attempts, calls))
+    on_calls = _calls(calls, of_calls, arrays)
+    first_ms = np.full(len(routes) + 1, NEVER, dtype=np.int64)
+    np.minimum.at(first_ms, of_attempts, np.where(arrays.start_ms >= 0, arrays.start_ms, arrays.ts_ms))
+    np.minimum.at(first_ms, of_calls, on_calls.decided_ms)
+    first_ms[-1] = NEVER
+    return Timeline(ledger, routes, arrays, on_calls, index, first_ms)
+
+
+def _route_keys(*parts: Texts) -> Texts:
+    """Join the parts of every row's route key; the keys are numbered in no particular order."""
+    joined = np.zeros(len(parts[0]), dtype=np.int64)
+    for part in parts:
+        joined = joined * len(part.values) + part.codes
+    distinct, codes = _densely(joined)
+    keys = []
+    for number in distinct.tolist():
+        names = []
+        for part in reversed(parts):
+            number, place = divmod(number, len(part.values))
+            names.append(part.values[place])
+        keys.append("|".join(reversed(names)))
+    return Texts(codes, keys)
+
+
+def _densely(codes: Ints) -> tuple[Ints, Codes]:
+    """Return the distinct codes in order, and each row's place among them."""
+    highest = int(codes.max(initial=0))
+    if highest > _DENSE_UP_TO:
+        distinct, places = np.unique(codes, return_inverse=True)
+        return distinct, places.astype(np.int32)
+    used = np.bincount(codes, minlength=1) > 0
+    distinct = np.flatnonzero(used).astype(np.int64)
+    return distinct, (np.cumsum(used, dtype=np.int32) - np.int32(1))[codes]
+
+
+def _numbers(texts: Texts, index: dict[str, int]) -> Ints:
+    """Return each row's number in an index, -1 where it has no text."""
+    return np.array([*(index[text] for text in texts.values), -1], dtype=np.int64)[texts.codes]
 
 
 def _call_of(attempts: pl.DataFrame, calls: pl.DataFrame) -> pl.Series:
     """Return each attempt's call as its number, null where it has none; of two calls with one id the later counts."""
     numbered = calls.select(request_id="usage_event_id").with_row_index("call").drop_nulls()
-    numbered = numbered.unique("request_id", keep="last")
+    if numbered["request_id"].n_unique() < len(numbered):
+        numbered = numbered.unique("request_id", keep="last")
     joined = attempts.select("request_id").join(numbered, on="request_id", how="left", maintain_order="left")
     return joined["call"]
 
@@ -238,6 +286,12 @@ def offer_route_expr() -> pl.Expr:
     return pl.concat_str(parts, separator="|").alias("route_key")
 
 
+_CALL_COLUMNS = (
+    *("id", "usage_event_id", "evidence_snapshot", "evidence_state", "replica", "replica_seq", "request"),
+    *("requested_model", "policy_id", "settings_id"),
+)
+
+
 def _call_frame(ledger: Ledger) -> pl.DataFrame:
     """Add decided_ms, evidence_ms and route, and leave out calls that never reached a decision.
 
@@ -245,12 +299,17 @@ def _call_frame(ledger: Ledger) -> pl.DataFrame:
     """
     guessed = pl.col("ts") * 1000 - _known_latency_ms().fill_null(0)
     frame = ledger.calls.with_columns(decided_ms=pl.coalesce("decided_at", guessed))
-    frame = frame.with_columns(evidence_ms=pl.coalesce("evidence_at", "decided_ms"))
-    frame = frame.with_columns(route=pl.when(pl.col("route_key") != "").then(pl.col("route_key")))
     # Where replicas number their decisions, a call of one without a number ended before it was decided.
     unnumbered = pl.col("replica_seq").is_null()
     frame = frame.filter(pl.col("replica").is_null() | ~unnumbered | unnumbered.all())
-    return frame.sort("decided_ms", "id")
+    frame = frame.select(
+        "decided_ms",
+        *_CALL_COLUMNS,
+        evidence_ms=pl.coalesce("evidence_at", "decided_ms"),
+        route=pl.when(pl.col("route_key") != "").then(pl.col("route_key")),
+    )
+    in_order = frame["decided_ms"].is_sorted()  # and so by (decided_ms, id), as the ledger is sorted by id
+    return frame if in_order else frame.sort("decided_ms", maintain_order=True)
 
 
 def _known_latency_ms() -> pl.Expr:
@@ -265,14 +324,13 @@ def _start_ms() -> pl.Expr:
     return pl.coalesce("started_at", pl.col("ts") - _known_latency_ms())
 
 
-def _attempts(frame: pl.DataFrame, routes: list[str], calls: pl.Series) -> Attempts:
-    frame = frame.with_columns(start=_start_ms())
+def _attempts(frame: pl.DataFrame, routes: Ints, provider: Texts, calls: pl.Series) -> Attempts:
     return Attempts(
         id=_ints(frame["id"]),
         ts_ms=_ints(frame["ts"]),
-        start_ms=_ints(frame["start"]),
-        route=_route_numbers(frame["route_key"], routes),
-        provider=Texts.of(frame["provider_id"].fill_null("")),
+        start_ms=_ints(frame.select(_start_ms()).to_series()),
+        route=routes,
+        provider=provider,
         call=_ints(calls),
         number=_ints(frame["attempt"]),
         ok=frame["ok"].to_numpy().astype(np.bool_),
@@ -286,7 +344,7 @@ def _attempts(frame: pl.DataFrame, routes: list[str], calls: pl.Series) -> Attem
     )
 
 
-def _calls(frame: pl.DataFrame, routes: list[str], attempts: Attempts) -> Calls:
+def _calls(frame: pl.DataFrame, routes: Ints, attempts: Attempts) -> Calls:
     first = np.full(len(frame), -1, dtype=np.int64)
     numbered_one = np.flatnonzero((attempts.number == 1) & (attempts.call >= 0))
     first[attempts.call[numbered_one]] = numbered_one  # of several, the last
@@ -294,7 +352,7 @@ def _calls(frame: pl.DataFrame, routes: list[str], attempts: Attempts) -> Calls:
         id=_ints(frame["id"]),
         decided_ms=_ints(frame["decided_ms"]),
         evidence_ms=_ints(frame["evidence_ms"]),
-        route=_route_numbers(frame["route"], routes),
+        route=routes,
         first_attempt=first,
         snapshot=Snapshots(frame["evidence_snapshot"]),
         state=Texts.of(frame["evidence_state"]),
@@ -307,10 +365,6 @@ def _calls(frame: pl.DataFrame, routes: list[str], attempts: Attempts) -> Calls:
     )
 
 
-def _route_numbers(keys: pl.Series, routes: list[str]) -> Ints:
-    return _ints(keys.cast(pl.Enum(routes), strict=True).to_physical())
-
-
 def _latencies(series: pl.Series) -> Floats:
     latencies = series.cast(pl.Float64)
     unusable = (~latencies.is_finite()).fill_null(False).to_numpy()
@@ -319,7 +373,12 @@ def _latencies(series: pl.Series) -> Floats:
 
 
 def _ints(series: pl.Series) -> Ints:
-    return series.cast(pl.Int64).fill_null(-1).to_numpy().astype(np.int64)
+    # Writable, as compiled code is compiled once more for arrays that are not.
+    return series.cast(pl.Int64).fill_null(-1).to_numpy(writable=True)
+
+
+def _codes(physical: pl.Series) -> Codes:
+    return physical.cast(pl.Int32).fill_null(-1).to_numpy(writable=True)
 
 
 # Visibility

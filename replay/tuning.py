@@ -27,7 +27,7 @@ from replay.errors import ReplayError
 from replay.estimators import Ema, Window
 from replay.ledger.load import Ledger, load_ledger
 from replay.ledger.mirror import open_mirror
-from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW, Settings
+from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW, Settings, quantiles
 from replay.timeline import route_key_expr
 
 DAY_MS = 86_400_000
@@ -156,9 +156,10 @@ def contrast(first: Look, second: Look) -> Contrast:
     window_ms = max(a.longest_window_ms, b.longest_window_ms)
     predictions = pl.concat([first.predictions, second.predictions])
     decisions = pl.concat([first.decisions, second.decisions])
-    figures = prequential.score(predictions)
+    asked_q = quantiles([a, b])
+    figures = prequential.score(predictions, asked_q)
     differences = (
-        prequential.differences(predictions, a.name, [b.name], window_ms=window_ms)
+        prequential.differences(predictions, a.name, [b.name], window_ms=window_ms, quantiles=asked_q)
         if len(predictions)
         else pl.DataFrame(schema=prequential.DIFFERENCES_SCHEMA)
     )
@@ -221,7 +222,7 @@ def read_ledger(mirror: Path | None, progress: engine.Progress | None = None) ->
 
 def _read(path: Path) -> Ledger:
     with open_mirror(path) as connection:
-        return load_ledger(connection)
+        return load_ledger(connection, whole=False)
 
 
 def policy_names(ledger: Ledger) -> list[str]:

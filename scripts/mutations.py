@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -62,9 +63,16 @@ class Finding:
 def read_mutations(path: Path = ROOT / "scripts/mutations.toml") -> list[Mutation]:
     """Read what is to be broken."""
     return [
-        Mutation(one["name"], one["scenario"], tuple(one["tests"]), tuple(Edit(**edit) for edit in one["edit"]))
+        Mutation(one["name"], one["scenario"], tuple(one["tests"]), tuple(_edits(one["edit"])))
         for one in tomllib.loads(path.read_text(encoding="utf-8"))["mutation"]
     ]
+
+
+def _edits(given: list[dict[str, Any]]) -> Iterator[Edit]:
+    """Yield each edit once per file that it is made in."""
+    for one in given:
+        for file in one["files"]:
+            yield Edit(file, one["old"], one["new"])
 
 
 class StaleError(Exception):

@@ -49,12 +49,11 @@ def differences(
 ) -> pl.DataFrame:
     """Return the differences chart's frame: as the router read it, over all attempts where that can be said."""
     wanted = prequential.BRIER if metric is None else metric
-    if wanted not in prequential.METRICS:
-        raise ReplayError(
-            f"The metric {wanted!r} is not known; expected one of {', '.join(prequential.METRICS)}. Give one of these."
-        )
-    over = prequential.BOTH_STAMPED if wanted == prequential.LATENCY else prequential.OVER_ALL
     found = _pair(compared(record.read(run), mirror).differences, against)
+    known = dict.fromkeys([*prequential.METRICS, *found["metric"].unique(maintain_order=True)])
+    if wanted not in known:
+        raise ReplayError(f"The metric {wanted!r} is not known; expected one of {', '.join(known)}. Give one of these.")
+    over = prequential.OVER_ALL if wanted in (prequential.BRIER, prequential.LOG_LOSS) else prequential.BOTH_STAMPED
     return found.filter(
         (pl.col("question") == prequential.AS_READ) & (pl.col("metric") == wanted) & (pl.col("over") == over)
     )

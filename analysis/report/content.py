@@ -21,8 +21,8 @@ LIMITS = (
     "A flip says that the choice differs, not that it would have been better: what the other route would have done was "
     "not recorded, and is not evaluable from this ledger.",
     STANDING,
-    "Brier, log loss and log latency error judge the measurement of routes, not the requests' outcomes; smaller is "
-    "better. A paired difference below 0 means that the first setting predicts better.",
+    "Brier, log loss, log latency error and pinball loss judge the measurement of routes, not the requests' outcomes; "
+    "smaller is better. A paired difference below 0 means that the first setting predicts better.",
     "Intervals are 95 % block-bootstrap intervals over time. Under 30 blocks that hold data there is none, and a "
     "difference without an interval decides nothing. With many routes, some intervals exclude 0 by chance.",
     "“As read” is what the router saw when it decided, “at the attempt” what was known when the attempt began. They "
@@ -224,7 +224,7 @@ def _top_flips(pair: pl.DataFrame, explain: Callable[[int], str]) -> Table:
     """The flips whose weaker margin is largest come first: there the settings disagree most clearly."""
     a, b = _names(pair)
     columns = [
-        Column("Call", True), Column("Decided (UTC)"), Column("Class"), Column("Cause"), Column("Setting"),
+        Column("Call", True), Column("Decided (UTC)", True), Column("Class"), Column("Cause"), Column("Setting"),
         Column("Chooses"), Column("Score", True), Column("Other’s score", True), Column("Margin", True),
         Column("Success", True), Column("Other’s", True), Column("Latency, ms", True), Column("Other’s", True),
     ]  # fmt: skip

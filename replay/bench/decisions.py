@@ -76,7 +76,7 @@ def _ledger(calls: int, candidates: int, say: Say) -> Iterator[tuple[Path, Timel
 
 def _timeline(mirror: Path) -> Timeline:
     with open_mirror(mirror) as connection:
-        return timeline.build(load_ledger(connection))
+        return timeline.build(load_ledger(connection, whole=False))
 
 
 def _engines(deciders: dict[str, Decider], candidates: int, quick: bool, say: Say) -> list[Figure]:

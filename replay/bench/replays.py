@@ -11,20 +11,16 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import polars as pl
 
 from replay import engine, record
 from replay.bench import Figure, Say, best_of
 from replay.bench.alone import alone
 from replay.bench.synthetic import shipped, write_ledger
 from replay.estimators import Ema, Rule, Window
-from replay.ledger.lacks import lacks
-from replay.ledger.load import load_ledger
+from replay.ledger.load import load_ledger, read_for_replay
 from replay.ledger.mirror import open_mirror
 from replay.settings import PRODUCTION_NOW, Measure, Settings
 from replay.sweep.running import sweep
@@ -118,33 +114,15 @@ def _grown(whole: Figure, calls: int, one: dict[str, Any], more: dict[str, Any])
 
 
 class Phases:
-    """Takes a run's progress and rows, and keeps the seconds between one word of progress and the next, by phase."""
+    """Takes a run's progress, and keeps the seconds between one word of it and the next, by phase."""
 
-    def __init__(self, writer: record.Writer) -> None:
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._writer = writer
         self._phase, self._since = "", time.perf_counter()
 
     def say(self, what: str, done: int, total: int) -> None:
         """Take note of what is being done from now on."""
-        known = (phase for start, end, phase in _PHASES if what.startswith(start) and what.endswith(end))
-        self._enter(next(known, what))
-
-    def decisions(self, rows: pl.DataFrame) -> None:
-        """Write some decisions."""
-        self._write(lambda: self._writer.decisions(rows))
-
-    def predictions(self, rows: pl.DataFrame) -> None:
-        """Write some predictions."""
-        self._write(lambda: self._writer.predictions(rows))
-
-    def _write(self, write: Callable[[], None]) -> None:
-        before = self._phase
-        self._enter("writing rows, hashed")
-        write()
-        self._enter(before)
-
-    def _enter(self, phase: str) -> None:
+        phase = next((phase for start, end, phase in _PHASES if what.startswith(start) and what.endswith(end)), what)
         now = time.perf_counter()
         if self._phase:
             self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
@@ -152,22 +130,21 @@ class Phases:
 
 
 _PHASES = (
-    ("deciding under", " without lag", "deciding without lag, holding against the record"),
-    ("deciding under", "", "deciding, tables built"),
-    ("predicting under", "", "predicting"),
-    ("auditing", "", "auditing, and finding what to warn of"),
+    ("deciding under", " without lag", "deciding without lag, predicting"),
+    ("reproducing", "", "reproducing, predicting"),
+    ("deciding under", "", "deciding, writing"),
+    ("auditing", "", "auditing, predicting, writing"),
 )
-"""How a word of progress begins and ends, and the phase that it begins."""
+"""How a word of progress begins and ends, and what is being done then; what is named together goes on side by side."""
 
 
 def replay_once(mirror: Path, out: Path) -> dict[str, float]:
     """Do what `replay run MIRROR --out OUT` does; returns the seconds of each phase."""
     with record.Writer(out) as writer:
-        phases = Phases(writer)
+        phases = Phases()
         phases.say("reading the mirror, with content hashes", 0, 1)
-        with open_mirror(mirror) as connection:
-            ledger, inferred = load_ledger(connection), lacks(connection)
-        done = engine.run(ledger, [PRODUCTION_NOW], progress=phases.say, sink=phases)
+        ledger, inferred = read_for_replay(mirror)
+        done = engine.run(ledger, [PRODUCTION_NOW], progress=phases.say, sink=writer)
         phases.say("writing the record", 0, 1)
         made = record.make_record(done, ledger.identity, None, inferred, None, None, writer.hashes(done))
         writer.finish(made, done, mirror)
@@ -205,7 +182,7 @@ def measure_sweep(mirror: str, out: str, rules: int) -> dict[str, Any]:
     """Sweep every pair of so many rules on all cores, as `replay sweep` does; returns `sweep_s` and `sweep_mb`."""
     began = time.perf_counter()
     with open_mirror(Path(mirror)) as connection:
-        ledger = load_ledger(connection)
+        ledger = load_ledger(connection, whole=False)
     swept = sweep(ledger, [PRODUCTION_NOW], grid(rules), Path(out), jobs=os.cpu_count() or 1)
     memory_mb = max(swept.peak_mb, swept.worker_peak_mb)
     return {"sweep_s": time.perf_counter() - began, "sweep_mb": memory_mb}

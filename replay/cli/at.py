@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -14,6 +13,7 @@ from rich.table import Table
 from replay import settings as settings_room
 from replay import timeline
 from replay.audit import audited
+from replay.cli.options import Mirror, SettingsName
 from replay.cli.show import console, plain
 from replay.durations import human, instant_ms, iso
 from replay.estimators import ToolsWindow, Window
@@ -29,8 +29,8 @@ _SHOWN_OFFERS = ["position", "provider_id", "model_family", "served_by", "tier",
 
 def at_command(
     instant: Annotated[str, typer.Argument(help="An ISO time with offset, such as 2026-03-03T12:00:00Z, or ms.")],
-    mirror: Annotated[Path, typer.Argument(help="The mirror.")],
-    settings: Annotated[str, typer.Option("--settings", "-s", help="Whose stamps to show.")] = "production-now",
+    mirror: Mirror,
+    settings: SettingsName = "production-now",
     session: Annotated[str | None, typer.Option(help="Also show what is known of this session.")] = None,
 ) -> None:
     """Show what every derivation would have said at an instant, beside what the engine stamps then.

@@ -13,10 +13,7 @@ from replay.bench import report
 from replay.bench.report import BENCHES, Options, Result
 from replay.cli.progress import shown
 from replay.cli.show import console, plain
-from replay.errors import ReplayError
-
-INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it."""
+from replay.errors import ReplayError, StoppedError
 
 
 def bench_command(
@@ -52,22 +49,21 @@ def bench_command(
         report.require_markers(markdown)
     if json_file is not None and not json_file.parent.is_dir():
         raise ReplayError(f"The folder {json_file.parent} for {json_file.name} does not exist; create it first.")
-    options, out, results, running = Options(quick, full, dsn), console(), list[Result](), ""
+    options, out, results, stopped = Options(quick, full, dsn), console(), list[Result](), False
     try:
         with shown() as say:
             for result in report.run(names or [], options, say):
                 results.append(result)
                 _print(out, result)
     except KeyboardInterrupt:
-        running = "Interrupted: what was measured until then is kept."
+        stopped = True
     told = report.about(results, options)
     plain(out, f"Measured on {report.measured_on(told)}")
     if json_file is not None:
         json_file.write_text(report.to_json(told), encoding="utf-8")
         plain(out, f"Written to {json_file}")
-    if running:
-        plain(out, running, "yellow")
-        raise typer.Exit(INTERRUPTED)
+    if stopped:
+        raise StoppedError("stopped; what was measured until then is above")
     if markdown is not None:
         report.into_page(markdown, told)
         plain(out, f"Table put into {markdown}")

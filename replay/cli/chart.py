@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 from rich.table import Table
 
+from replay.cli.options import MirrorOfRuns
 from replay.cli.show import console, plain
 from replay.errors import ReplayError
 
@@ -38,9 +39,7 @@ def chart(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The file to write: .png, .svg, .pdf, .html or .json.")
     ] = None,
-    mirror: Annotated[
-        Path | None, typer.Option(help="The mirror the run was made from, if it moved; or instead of RUN.")
-    ] = None,
+    mirror: MirrorOfRuns = None,
     route: Annotated[
         str | None, typer.Option(help="reliability, latency: the route key; default: the most disputed route.")
     ] = None,
@@ -48,7 +47,10 @@ def chart(
         str | None, typer.Option(help="flips, differences: the other setting; default: the second.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="differences: brier, log loss or log latency error; default: brier.")
+        str | None,
+        typer.Option(
+            help="differences: brier (the default), log loss, log latency error, or a pinball loss by its name."
+        ),
     ] = None,
     setting: Annotated[
         str | None,

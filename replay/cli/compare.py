@@ -11,6 +11,7 @@ from rich.console import Console
 
 from analysis.prequential import stamped_line
 from replay import record
+from replay.cli.options import MirrorOfRuns, Runs
 from replay.cli.progress import shown
 from replay.cli.show import console, differences_table, figures_table, flips_table, plain
 from replay.comparison import Comparison, compare
@@ -18,13 +19,11 @@ from replay.sentences import audit_said, reproduction_said
 
 
 def compare_command(
-    runs: Annotated[list[Path], typer.Argument(help="One run's folder with two settings, or two folders.")],
+    runs: Runs,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to store the frames; default: compare/ in the first run.")
     ] = None,
-    mirror: Annotated[
-        Path | None, typer.Option(help="The mirror they replayed, if it moved: flips' causes need it.")
-    ] = None,
+    mirror: MirrorOfRuns = None,
     routes: Annotated[bool, typer.Option("--routes", help="Print the figures of every route, too.")] = False,
 ) -> None:
     """Compare settings: which predicts better, which decisions flip and by what cause; frames stored as Parquet.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import polars as pl
@@ -14,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis import cost as drift
+from replay.cli.options import AsJson, Mirror, Since, Until
 from replay.cli.show import console
 from replay.durations import instant_ms
 from replay.ledger.mirror import open_mirror
@@ -30,12 +30,12 @@ class By(StrEnum):
 
 
 def cost(
-    mirror: Annotated[Path, typer.Argument(help="The mirror, a DuckDB file.")],
-    since: Annotated[str | None, typer.Option(help="Calls that ended at this instant or later (ISO time).")] = None,
-    until: Annotated[str | None, typer.Option(help="Calls that ended before this instant (ISO time).")] = None,
+    mirror: Mirror,
+    since: Since = None,
+    until: Until = None,
     by: Annotated[By, typer.Option(help="One row per provider, or per provider and model family.")] = By.provider,
     monthly: Annotated[bool, typer.Option("--monthly", help="One row per month as well.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare what calls cost with what their tokens cost at the list price of that moment.
 

@@ -15,9 +15,7 @@ from replay.cli.show import console, plain, span_said
 from replay.comparison import compare
 from replay.demo import DemoSummary, record_demo
 from replay.errors import ReplayError
-from replay.ledger.lacks import lacks
-from replay.ledger.load import load_ledger
-from replay.ledger.mirror import open_mirror
+from replay.ledger.load import read_for_replay
 from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW
 
 _OURS = "recorded by `replay demo`\n"
@@ -37,8 +35,7 @@ def demo_command(
     _make_room(folder, mirror)
     with shown() as say:
         summary = record_demo(mirror, seed, lambda done, total: say("the router serves a simulated week", done, total))
-        with open_mirror(mirror) as connection:
-            ledger, inferred = load_ledger(connection), lacks(connection)
+        ledger, inferred = read_for_replay(mirror)
         done = engine.run(ledger, [PRODUCTION_NOW, PRODUCTION_BEFORE], progress=say)
         made = record.make_record(done, ledger.identity, None, inferred, None, None)
         record.write(run_folder, made, done, mirror)

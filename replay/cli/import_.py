@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from replay.cli.options import Mirror
 from replay.cli.show import console
 from replay.errors import ReplayError
 from replay.ledger.importers import ImportReport, import_file, shipped_mappings
@@ -78,7 +79,7 @@ def _print_report(report: ImportReport, into: Path) -> None:
 
 
 def info_command(
-    mirror: Annotated[Path, typer.Argument(help="The mirror, a DuckDB file.")],
+    mirror: Mirror,
     rejects: Annotated[
         bool, typer.Option("--rejects", help="Show rejected rows as they stood in their files.")
     ] = False,

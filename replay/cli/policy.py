@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,37 +12,30 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from replay.cli.options import AsJson, Declared, SettingsName, Tiers, policy_named
 from replay.cli.show import console
-from replay.core.admission import AdmissionError
 from replay.core.encoding import encode_argument, encode_term
 from replay.core.explain import ExplainedCandidate, Explanation, FieldReading, decision_from_record, explain
-from replay.core.fields import Schema
-from replay.core.library import SHIPPED_FIELDS, SHIPPED_POLICIES, load_policy, read_json
-from replay.core.policy import Policy, admit
+from replay.core.library import SHIPPED_POLICIES, read_json
 from replay.errors import ReplayError
 from replay.settings import load as load_settings
 
 PolicyName = Annotated[
     str, typer.Argument(metavar="FILE|NAME", help=f"A policy's JSON file, or one of {', '.join(SHIPPED_POLICIES)}.")
 ]
-Declared = Annotated[
-    Path | None,
-    typer.Option(help='JSON file of declared fields: {"bench_x": {"sort": "Num", "default": 0}, …}.'),
-]
-Tiers = Annotated[str | None, typer.Option(help="Tier order, lowest first, separated by commas.")]
 
 
 def check(
     policy: PolicyName,
     declared: Declared = None,
     tiers: Tiers = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Admit a policy and print its identity, encoding and normal form.
 
     Example: replay policy check default
     """
-    admitted = admit_named(policy, declared, tiers)
+    admitted = policy_named(policy, declared, tiers)
     if as_json:
         parts = {"identity": admitted.identity, "encoding": admitted.encoding, "normal": admitted.normal}
         typer.echo(json.dumps(parts, ensure_ascii=False, indent=1))
@@ -68,9 +60,7 @@ def explain_command(
     ] = None,
     mirror: Annotated[Path | None, typer.Option(help="A mirror, with --call: explain a recorded decision.")] = None,
     call: Annotated[int | None, typer.Option(help="The id of the recorded call.")] = None,
-    settings: Annotated[
-        str, typer.Option("--settings", "-s", help="Whose stamps: a preset or file.")
-    ] = "production-now",
+    settings: SettingsName = "production-now",
     declared: Declared = None,
     tiers: Tiers = None,
 ) -> None:
@@ -80,7 +70,7 @@ def explain_command(
     """
     if (decision is None) == (mirror is None or call is None):
         raise ReplayError("say which decision: --decision FILE.json, or --mirror M.duckdb with --call ID, and not both")
-    given = None if policy == "recorded" else admit_named(policy, declared, tiers)
+    given = None if policy == "recorded" else policy_named(policy, declared, tiers)
     if mirror is not None and call is not None:
         from replay.explaining import explain_call  # the workbench's part: files need the core alone
 
@@ -91,37 +81,6 @@ def explain_command(
         record = read_json(str(decision), "expected a decision's JSON file; check the path and its content")
         explained = explain(given, *decision_from_record(record))
     console().print(render_explanation(explained))
-
-
-def admit_named(policy: str, declared: Path | None = None, tiers: str | None = None) -> Policy:
-    """Load and admit a shipped policy or a file, with the fields and tiers declared for it.
-
-    Shipped policies know their own fields. Raises `ReplayError`; for an undeclared field it says how to declare it.
-    """
-    fields: dict[str, Any] = dict(SHIPPED_FIELDS) if policy in SHIPPED_POLICIES else {}
-    if declared is not None:
-        more = read_json(declared, 'expected {"name": {"sort": "Num" or "Bool", "default": …}}; check the file')
-        if not isinstance(more, Mapping):
-            raise ReplayError(f'{declared}: no JSON object; expected {{"name": {{"sort", "default"}}}}; correct it')
-        fields.update(more)
-    order = None if tiers is None else [tier.strip() for tier in tiers.split(",")]
-    schema = Schema.declare(fields, order)
-    try:
-        return admit(load_policy(policy), schema)
-    except AdmissionError as refused:
-        raise ReplayError(f"{refused}. {_advice(refused, policy)}") from refused
-
-
-def _advice(refused: AdmissionError, policy: str) -> str:
-    if refused.reason.startswith("undeclared field"):
-        example = '{"that_field": {"sort": "Num", "default": 0}}'
-        return (
-            f"{policy} observes a field that nobody declared: declare it with --declared FIELDS.json holding "
-            f'for example {example} (sort "Num" or "Bool"), or correct its name.'
-        )
-    if refused.reason.startswith("unknown tier"):
-        return f"{policy} names a tier outside the order: give the order with --tiers, or correct the name."
-    return f"{policy} is not admitted, nothing was run: correct the term at that path."
 
 
 _LINE = 100

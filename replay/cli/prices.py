@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from replay.cli.options import AsJson, Mirror
 from replay.cli.show import console
 from replay.ledger.mirror import open_mirror
 from replay.ledger.offers import Coverage, Covered, FillReport, fill_offers, load_price_list
@@ -20,7 +20,7 @@ SHOWN = 10
 
 
 def prices(
-    mirror: Annotated[Path, typer.Argument(help="The mirror, a DuckDB file.")],
+    mirror: Mirror,
     source: Annotated[
         str, typer.Option("--from", help="A file of price events, or genai-prices for the installed package's list.")
     ],
@@ -30,7 +30,7 @@ def prices(
     replace: Annotated[
         bool, typer.Option("--replace", help="Discard offers and prices that came from elsewhere, too.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fill offer_history from a price list: what each route in the ledger cost, and when.
 

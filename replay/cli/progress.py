@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -16,7 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from replay.engine import Progress as Say
+if TYPE_CHECKING:  # the engine takes seconds to import, which commands that do not replay should not pay
+    from replay.engine import Progress as Say
 
 
 @contextmanager

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from replay.cli.progress import shown
 from replay.cli.show import console, plain
 from replay.durations import duration_ms, instant_ms, iso
-from replay.errors import ReplayError
+from replay.errors import ReplayError, StoppedError
 from replay.ledger.mirror import TABLES
 from replay.ledger.pseudonyms import KEY_VARIABLE, Pseudonyms, read_key
 from replay.ledger.pull import PullReport, pull
@@ -71,8 +70,14 @@ def pull_command(
     """
     chosen = [name.strip() for words in tables or [] for name in words.split(",") if name.strip()]
     names = Pseudonyms(read_key(key_file)) if pseudonymise else None
+    come: dict[str, int] = {}
     try:
         with shown() as say:
+
+            def told(table: str, read: int, total: int) -> None:
+                come[table] = read
+                say(table, read, total)
+
             report = pull(
                 database(dsn),
                 mirror,
@@ -81,13 +86,13 @@ def pull_command(
                 pseudonyms=names,
                 statement_timeout_ms=duration_ms(timeout),
                 wait_s=wait_s,
-                say=say,
+                say=told,
             )
     except KeyboardInterrupt:
-        plain(
-            Console(stderr=True), f"Stopped. {mirror} is whole as far as it goes; the same command goes on from there."
-        )
-        raise typer.Exit(130) from None
+        rows = ", ".join(f"{read:,} of {table}" for table, read in come.items() if read) or "no rows yet"
+        raise StoppedError(
+            f"stopped; what was read until then is stored in {mirror}: {rows}; the same command goes on from there"
+        ) from None
     _print(report, mirror)
 
 

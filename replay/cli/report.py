@@ -8,18 +8,17 @@ from typing import Annotated
 import typer
 
 from replay import record, report
+from replay.cli.options import MirrorOfRuns, Runs
 from replay.cli.progress import shown
 from replay.cli.show import console, plain
 
 
 def report_command(
-    runs: Annotated[list[Path], typer.Argument(help="One run's folder, or several of the same input.")],
+    runs: Runs,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The HTML file; default: report.html in the first run's folder.")
     ] = None,
-    mirror: Annotated[
-        Path | None, typer.Option(help="The mirror they replayed, if it moved: causes and some charts need it.")
-    ] = None,
+    mirror: MirrorOfRuns = None,
 ) -> None:
     """Write one self-contained HTML file, and its Markdown twin with PNGs beside it for a pull request.
 

@@ -10,33 +10,37 @@ import typer
 
 from replay import engine, record
 from replay import settings as settings_room
-from replay.cli.policy import admit_named
+from replay.cli.options import (
+    Declared,
+    Mirror,
+    PolicyOption,
+    SettingsNames,
+    Since,
+    Until,
+    policy_given,
+    settings_named,
+    span_ms,
+)
 from replay.cli.progress import shown
 from replay.cli.show import console, print_record
 from replay.durations import duration_ms, instant_ms
 from replay.engine import Core
 from replay.errors import ReplayError
-from replay.ledger.lacks import lacks
-from replay.ledger.load import load_ledger
-from replay.ledger.mirror import open_mirror
-from replay.settings import PRESETS, Settings
+from replay.ledger.load import read_for_replay
+from replay.settings import Settings
 from replay.sweep.grid import other_rule
 
 _Duration = Annotated[str | None, typer.Option(help="A duration such as 5m: replaces the rule of both measures.")]
 
 
 def run_command(
-    mirror: Annotated[Path, typer.Argument(help="The mirror to replay.")],
+    mirror: Mirror,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder; an earlier run there is replaced.")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--settings", "-s", help=f"A TOML file or {' or '.join(PRESETS)}; repeatable.")
-    ] = None,
-    policy: Annotated[
-        str | None, typer.Option(help="A policy's name or file; by default each call's recorded one.")
-    ] = None,
-    declared: Annotated[Path | None, typer.Option(help="JSON file of the fields a policy file declares.")] = None,
-    since: Annotated[str | None, typer.Option(help="First instant replayed, such as 2026-03-03.")] = None,
-    until: Annotated[str | None, typer.Option(help="Instant to stop before.")] = None,
+    settings: SettingsNames = None,
+    policy: PolicyOption = None,
+    declared: Declared = None,
+    since: Since = None,
+    until: Until = None,
     window: _Duration = None,
     alpha: Annotated[float | None, typer.Option(help="An EMA's alpha: replaces the rule of both measures.")] = None,
     tools_min: Annotated[int | None, typer.Option(help="Tools rule: minimum requests.")] = None,
@@ -51,10 +55,14 @@ def run_command(
     scale_price: Annotated[list[str] | None, typer.Option(help="PROVIDER=FACTOR on its prices; repeatable.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of whatever is drawn.")] = None,
     core: Annotated[Core, typer.Option(help="What decides; both decide alike.")] = "compiled",
+    full: Annotated[
+        bool, typer.Option("--full", help="Of a slice: every candidate of every decision too, in rankings.parquet.")
+    ] = False,
 ) -> None:
     """Replay every recorded decision under each of the settings, audited, into a run's folder.
 
-    The flags vary every given setting. Exit code 1 if an audit or the reproduction fails.
+    The flags vary every given setting. --since and --until choose decisions and, by their ends, attempts. Exit code 1
+    if an audit or the reproduction fails.
 
     Example: replay run demo/ledger.duckdb -s production-now -s production-before -o runs/both
     """
@@ -63,16 +71,15 @@ def run_command(
         "lag": lag, "replicas": replicas, "restart": restart, "prices": prices, "scale_price": scale_price,
         "seed": seed,
     }  # fmt: skip
-    chosen = [varied(settings_room.load(name), **changes) for name in settings or ["production-now"]]
-    given = None if policy is None else admit_named(policy, declared)
-    since_ms = None if since is None else instant_ms(since)
-    until_ms = None if until is None else instant_ms(until)
+    chosen = [varied(one, **changes) for one in settings_named(settings)]
+    given = policy_given(policy, declared)
+    since_ms, until_ms = span_ms(since, until)
     with shown() as say:
         say("reading the mirror", 0, 1)
-        with open_mirror(mirror) as connection:
-            ledger, inferred = load_ledger(connection), lacks(connection)
+        ledger, inferred = read_for_replay(mirror)
         with record.Writer(out) as writer:
-            done = engine.run(ledger, chosen, given, since_ms, until_ms, say, core=core, sink=writer)
+            rankings = writer.rankings if full else None
+            done = engine.run(ledger, chosen, given, since_ms, until_ms, say, core=core, sink=writer, full=rankings)
             say("writing the run's folder", 0, 1)
             hashes = writer.hashes(done)
             made = record.make_record(done, ledger.identity, given, inferred, since_ms, until_ms, hashes)

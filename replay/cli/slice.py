@@ -8,8 +8,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from replay import settings as settings_room
-from replay.cli.policy import admit_named
+from replay.cli.options import (
+    Declared,
+    Mirror,
+    PolicyOption,
+    SettingsNames,
+    SinceGiven,
+    UntilGiven,
+    policy_given,
+    settings_named,
+)
 from replay.cli.progress import shown
 from replay.cli.show import console, plain, span_said
 from replay.core import Policy
@@ -18,22 +26,18 @@ from replay.ledger.folder import write_ledger_folder
 from replay.ledger.load import load_ledger
 from replay.ledger.mirror import open_mirror
 from replay.record import decision_hash
-from replay.settings import PRESETS, Settings
+from replay.settings import Settings
 from replay.slicing import Slice, slice_ledger
 
 
 def slice_command(
-    mirror: Annotated[Path, typer.Argument(help="The mirror to cut from.")],
-    since: Annotated[str, typer.Option(help="First instant whose decisions are kept, such as 2026-03-06T10:00:00Z.")],
-    until: Annotated[str, typer.Option(help="Instant to stop before.")],
+    mirror: Mirror,
+    since: SinceGiven,
+    until: UntilGiven,
     out: Annotated[Path, typer.Option("--out", "-o", help="The ledger's folder; an earlier ledger there is replaced.")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--settings", "-s", help=f"A TOML file or {' or '.join(PRESETS)}; repeatable.")
-    ] = None,
-    policy: Annotated[
-        str | None, typer.Option(help="A policy's name or file; by default each call's recorded one.")
-    ] = None,
-    declared: Annotated[Path | None, typer.Option(help="JSON file of the fields a policy file declares.")] = None,
+    settings: SettingsNames = None,
+    policy: PolicyOption = None,
+    declared: Declared = None,
     pseudonymise: Annotated[
         bool,
         typer.Option(
@@ -49,8 +53,7 @@ def slice_command(
 
     Example: replay slice demo/ledger.duckdb --since 2026-03-06T10:00Z --until 2026-03-06T11:00Z -o demo/slow-provider
     """
-    chosen = [settings_room.load(name) for name in settings or ["production-now"]]
-    given = None if policy is None else admit_named(policy, declared)
+    chosen, given = settings_named(settings), policy_given(policy, declared)
     since_ms, until_ms = instant_ms(since), instant_ms(until)
     with shown() as say:
         say("reading the mirror", 0, 1)

@@ -12,30 +12,35 @@ import typer
 from rich.table import Table
 
 from analysis.prequential import ALL, AS_READ, BRIER, LATENCY, LOG_LOSS, MEASURED_SHARE, percent
-from replay import settings as settings_room
-from replay.cli.policy import admit_named
+from replay.cli.options import (
+    Declared,
+    Mirror,
+    PolicyOption,
+    SettingsNames,
+    Since,
+    Until,
+    policy_given,
+    settings_named,
+    span_ms,
+)
 from replay.cli.progress import shown
 from replay.cli.run import varied
 from replay.cli.show import console, number, plain
-from replay.durations import instant_ms
 from replay.errors import ReplayError
 from replay.ledger.load import load_ledger
 from replay.ledger.mirror import open_mirror
 from replay.record import make_record
 from replay.sentences import audit_said, reproduction_said
-from replay.settings import PRESETS, Settings
+from replay.settings import Settings
 from replay.sweep import grid as grids
 from replay.sweep.running import Swept, sweep
 from replay.sweep.work import AGREEMENT, DECISIONS, FLIPS, SWITCHES
 
 
 def sweep_command(
-    mirror: Annotated[Path, typer.Argument(help="The mirror to replay.")],
+    mirror: Mirror,
     out: Annotated[Path, typer.Option("--out", "-o", help="The Parquet file of figures to write.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--settings", "-s", help=f"What to vary: a TOML file or {' or '.join(PRESETS)}; repeatable."),
-    ] = None,
+    settings: SettingsNames = None,
     grid: Annotated[Path | None, typer.Option(help="A TOML file with [grid]: settings' keys and values.")] = None,
     window: Annotated[str | None, typer.Option(help="Windows of both measures, such as 1m..60m:12.")] = None,
     alpha: Annotated[str | None, typer.Option(help="EMA weights of both measures, beside the windows.")] = None,
@@ -45,12 +50,10 @@ def sweep_command(
     lag: Annotated[str | None, typer.Option(help="Write lags where visibility is not recorded.")] = None,
     replicas: Annotated[str | None, typer.Option(help="Numbers of processes to assume, such as 1,2,4.")] = None,
     seed: Annotated[str | None, typer.Option(help="Seeds of whatever is drawn, such as 0..19:20.")] = None,
-    policy: Annotated[
-        str | None, typer.Option(help="A policy's name or file; by default each call's recorded one.")
-    ] = None,
-    declared: Annotated[Path | None, typer.Option(help="JSON file of the fields a policy file declares.")] = None,
-    since: Annotated[str | None, typer.Option(help="First instant replayed, such as 2026-03-03.")] = None,
-    until: Annotated[str | None, typer.Option(help="Instant to stop before.")] = None,
+    policy: PolicyOption = None,
+    declared: Declared = None,
+    since: Since = None,
+    until: Until = None,
     jobs: Annotated[int | None, typer.Option(help="Worker processes; by default one for each core.")] = None,
     top: Annotated[int, typer.Option(help="How many of the best settings to show.")] = 10,
 ) -> None:
@@ -65,13 +68,12 @@ def sweep_command(
     flags = {"window": window, "alpha": alpha, "tools_min": tools_min, "tools_window": tools_window, "memo": memo,
              "lag": lag, "replicas": replicas, "seed": seed}  # fmt: skip
     bases, points = points_of(settings, grid, flags)
-    given = None if policy is None else admit_named(policy, declared)
-    since_ms = None if since is None else instant_ms(since)
-    until_ms = None if until is None else instant_ms(until)
+    given = policy_given(policy, declared)
+    since_ms, until_ms = span_ms(since, until)
     with shown() as say:
         say("reading the mirror", 0, 1)
         with open_mirror(mirror) as connection:
-            ledger = load_ledger(connection)
+            ledger = load_ledger(connection, whole=False)
         workers = os.cpu_count() or 1 if jobs is None else jobs
         done = sweep(ledger, bases, points, out, given, since_ms, until_ms, jobs=workers, progress=say)
     _print(done, len(points), top)
@@ -89,7 +91,7 @@ def points_of(
     based, inner = ([], [{}]) if grid is None else grids.load(grid)
     if based and names:
         raise ReplayError(f"{grid} names its base, and --settings another; give one of them")
-    bases = [settings_room.load(name) for name in names or based or ["production-now"]]
+    bases = settings_named(names or based)
     listed = {key: _listed(key, text) for key, text in flags.items() if text is not None}
     if grid is None and not listed:
         raise ReplayError("no grid was given; give --grid FILE, or flags such as --window 1m..60m:12")

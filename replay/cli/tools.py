@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis import tools as evidence
+from replay.cli.options import Mirror
 from replay.cli.show import console
 from replay.durations import duration_ms, instant_ms, iso
 from replay.errors import ReplayError
@@ -24,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def tools(
-    mirror: Annotated[Path, typer.Argument(help="The mirror, a DuckDB file made by replay import.")],
+    mirror: Mirror,
     min_samples: Annotated[int, typer.Option(help="Silent tools requests that condemn a route.")] = 20,
     window: Annotated[str, typer.Option(help="The rule's window; for the sticky rule, how long a mark lasts.")] = "30m",
     failed: Annotated[

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,16 @@ import pyarrow.parquet as pq
 
 from replay.errors import NotComparableError, ReplayError
 from replay.gate.outcome import PREDICTIONS, RECORD, Outcome
+from replay.gate.shared_sql import ANSWERS
 from replay.record import ROWS_PER_GROUP
 
 FORMAT = 1
-FRAMES = ("decisions", "predictions", "sql")
+FRAMES: dict[str, dict[str, type[pl.DataType]]] = {
+    "decisions": {"setting": pl.String, "call_id": pl.Int64, "decided_ms": pl.Int64},
+    "predictions": {"setting": pl.String, "attempt_id": pl.Int64},
+    "sql": dict(ANSWERS),
+}
+"""The files of a baseline, and the columns by which their rows are told apart."""
 
 
 @dataclass(frozen=True)
@@ -56,32 +63,61 @@ def read(folder: Path) -> Baseline:
     try:
         record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
         written = record.pop("format")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _damaged(folder / "record.json", error) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _damaged(folder / "record.json", "it is not a JSON object with a format") from error
     if written != FORMAT:
         raise NotComparableError(
             f"the baseline {folder} has format {written}, this version reads format {FORMAT}: check it with the "
             "version that wrote it, or delete it and write it anew with --update"
         )
-    history = record.pop("history", None)
-    expected = {*RECORD, "metrics"}
-    if set(record) != expected or not isinstance(history, list):
-        lacks = sorted(expected - set(record)) or sorted(set(record) - expected) or ["history"]
-        raise _damaged(folder / "record.json", f"its key {lacks[0]} is missing or not known")
-    frames = {name: _read_frame(folder / f"{name}.parquet") for name in FRAMES}
-    try:
-        for row in frames["sql"]["row"] if "row" in frames["sql"].columns else ():
-            json.loads(row)
-    except (TypeError, ValueError) as error:
-        raise _damaged(folder / "sql.parquet", error) from error
+    wrong = _misfit(record)
+    if wrong is not None:
+        raise _damaged(folder / "record.json", wrong)
+    history = record.pop("history")
+    frames = {name: _read_frame(folder / f"{name}.parquet", keys) for name, keys in FRAMES.items()}
+    _require_objects(folder / "sql.parquet", frames["sql"]["row"])
     return Baseline(Outcome(record, frames["decisions"], frames["predictions"], frames["sql"]), history)
 
 
-def _read_frame(path: Path) -> pl.DataFrame:
+def _misfit(record: dict[str, Any]) -> str | None:
+    """Say what of a record is not as `write_record` writes it, None where it can be worked with."""
+    expected = {*RECORD, "metrics", "history"}
+    if set(record) != expected:
+        return f"its key {min(set(record) ^ expected)} is missing or not known"
+    texts = {"history": ("reason",), "metrics": ("setting", "metric"), "replayed": ("setting", "decision_hash")}
+    for key, names in texts.items():
+        rows = record[key]
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            return f"{key} is no list of objects"
+        if not all(isinstance(row.get(name), str) for row in rows for name in names):
+            return f"an entry of {key} lacks one of the texts {', '.join(names)}"
+    values = [row.get(name) for row in record["metrics"] for name in ("value", "of")]
+    if not all(value is None or type(value) in (int, float) for value in values):
+        return "the value of a metric is no number"
+    return None
+
+
+def _read_frame(path: Path, keys: Mapping[str, type[pl.DataType]]) -> pl.DataFrame:
+    """Read a frame; the columns by which its rows are told apart have to be there, whole and of their types."""
+    if not path.is_file():
+        raise _damaged(path, "there is no such file")
     try:
-        return pl.read_parquet(path)
+        frame = pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise _damaged(path, error) from error
+    for name, kind in keys.items():
+        if frame.schema.get(name) != kind or frame[name].null_count():
+            raise _damaged(path, f"its column {name} is missing, or not {kind.__name__} in every row")
+    return frame
+
+
+def _require_objects(path: Path, rows: pl.Series) -> None:
+    try:
+        objects = all(isinstance(json.loads(row), dict) for row in rows)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if not objects:
+        raise _damaged(path, "an answer's row is no JSON object")
 
 
 def _damaged(path: Path, why: object) -> NotComparableError:

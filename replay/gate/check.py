@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -105,8 +106,8 @@ def _judged(scenario: Scenario, before: Outcome, now: Outcome) -> Checked:
     found = differences(before, now, scenario.allowed)
     of_input = found.filter(pl.col("check") == "input")
     if len(of_input):  # what was decided on another input says nothing: only the inputs' difference is a result
-        return Checked(scenario, Verdict.not_comparable, before, now, of_input, _OTHER_INPUT)
-    problem = None if now.passed else _NO_PROOF
+        return Checked(scenario, Verdict.not_comparable, before, now, of_input, _other_input(scenario))
+    problem = None if now.passed else _no_proof(now)
     bad = problem is not None or found["allowed"].is_null().any()
     return Checked(scenario, Verdict.regression if bad else Verdict.same, before, now, found, problem)
 
@@ -117,22 +118,38 @@ def _updated(checked: Checked, accepted: Baseline | None) -> Checked:
     assert now is not None
     if accepted is None and scenario.baseline.exists():
         return replace(checked, refused="what the baseline accepted cannot be read: restore or delete it first")
-    if checked.problem == _OTHER_INPUT:
+    if accepted is not None and checked.verdict is Verdict.not_comparable:
         return replace(checked, refused="the input changed, and an update is for code")
     if not now.passed:
-        return replace(checked, refused=_NO_PROOF)
+        return replace(checked, refused=_no_proof(now))
     if accepted is not None and checked.differences.is_empty():
         shutil.rmtree(baseline.proposal(scenario.baseline), ignore_errors=True)
         return checked
     history = [] if accepted is None else accepted.history
-    return replace(checked, proposal=baseline.write_proposal(scenario.baseline, now, history))
+    proposal = baseline.write_proposal(scenario.baseline, now, history)
+    return replace(checked, proposal=proposal, problem=None if accepted else "there is no baseline to compare with yet")
 
 
-_NO_PROOF = "the replay itself does not hold: its audit or its reproduction fails"
-_OTHER_INPUT = (
-    "the input is not the one that the baseline was accepted on, so no decision can be compared: restore the ledger; "
-    "if the new one is meant, delete the baseline and accept a new one"
-)
+def not_reproduced(record: dict[str, Any]) -> bool:
+    """Whether a record's reproduction stands against it; agreement on final routes never does."""
+    found = record["reproduction"]
+    return bool(found["kind"] == "reproduction" and found["agreed"] != found["compared"])
+
+
+def _no_proof(now: Outcome) -> str:
+    """Say which part of the proof fails."""
+    audited = not any(one["audit"]["mismatches"] for one in now.record["replayed"])
+    fails = [] if audited else ["its audit against production's SQL"]
+    fails += ["its reproduction"] if not_reproduced(now.record) else []
+    return f"the replay itself does not hold: {' and '.join(fails)} fail{'s' if len(fails) == 1 else ''}"
+
+
+def _other_input(scenario: Scenario) -> str:
+    what = "the ledger" if scenario.source is None else "the file, its mapping or the importer"
+    return (
+        "the input is not the one that the baseline was accepted on, so no decision can be compared: restore "
+        f"{what}; if the new one is meant, delete the baseline and accept a new one"
+    )
 
 
 def exit_code(checked: Sequence[Checked]) -> int:

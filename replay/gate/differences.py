@@ -12,6 +12,7 @@ import polars as pl
 from analysis.decisions import TOP
 from replay.gate.likely import likely
 from replay.gate.outcome import PREDICTIONS, Outcome
+from replay.gate.shared_sql import ANSWERS
 from replay.gate.suite import Allowed
 
 TOLERANCE = 1e-12
@@ -110,8 +111,6 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield differing values of two frames with the same keys, in the order of time; `facts` knows the instants."""
     yield from _columns(check, before, now)
-    if not set(keys) <= set(before.columns):
-        return
     at = {row[:2]: row[2] for row in facts.select(*keys, "ts_ms").iter_rows()}
     for key, one, other in _pairs(before, now, keys):
         head = {"setting": key[0], "id": str(key[1]), "at_ms": at.get(key)}
@@ -169,8 +168,6 @@ def _same_value(name: str, one: Any, other: Any) -> bool:
 def _decisions(before: pl.DataFrame, now: pl.DataFrame, allowed: Sequence[Allowed]) -> Iterator[dict[str, Any]]:
     """Yield the differing values of decisions in the order of decision, each with its row's likely cause."""
     yield from _columns("decisions", before, now)
-    if not {"setting", "call_id", "decided_ms"} <= set(before.columns):
-        return
     found = []
     for (setting, call), one, other in _pairs(before, now, ("setting", "call_id")):
         values = list(_values(one, other, _implied(one, other)))
@@ -184,7 +181,7 @@ def _decisions(before: pl.DataFrame, now: pl.DataFrame, allowed: Sequence[Allowe
 def _implied(one: dict[str, Any] | None, other: dict[str, Any] | None) -> tuple[str, ...]:
     """Return the order's hash where the whole order is in sight: it holds every bit, doubles are held to 1e-12."""
     rows = [row for row in (one, other) if row is not None]
-    in_sight = all("rejected" in row and row["candidates"] - row["rejected"] <= len(TOP) for row in rows)
+    in_sight = all((row.get("candidates") or len(TOP) + 1) - (row.get("rejected") or 0) <= len(TOP) for row in rows)
     return ("order_hash",) if in_sight else ()
 
 
@@ -213,14 +210,11 @@ def _metrics(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> Iterato
 
 def _sql(before: pl.DataFrame, now: pl.DataFrame, engine: str) -> Iterator[dict[str, Any]]:
     """Yield the answers that differ, each query's first differing row; `setting` says which engine answered."""
-    missing = list(_columns("sql", before, now))
-    if missing:
-        yield from missing
-        return
+    yield from _columns("sql", before, now)
     sides = []
     for frame in (before, now):
         asked: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for query, parameters, _, row in frame.iter_rows():
+        for query, parameters, _, row in frame.select(list(ANSWERS)).iter_rows():
             asked.setdefault((query, parameters), []).append(json.loads(row))
         sides.append(asked)
     for query, parameters in sorted({*sides[0], *sides[1]}):

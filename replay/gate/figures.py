@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -12,9 +12,12 @@ from analysis import decisions as deciding
 from analysis import prequential
 from analysis.intervals import block_bootstrap, block_length_ms
 from replay.durations import iso
+from replay.errors import ReplayError
+from replay.gate.borders import on_the_border
 from replay.gate.check import Checked
 from replay.gate.likely import UNSEEN, Likely, likely
 from replay.gate.outcome import PREDICTIONS, Outcome
+from replay.settings import quantiles
 
 BASELINE, NOW = "baseline", "now"
 _SPREAD = ("low", "high", "blocks", "reason")
@@ -62,8 +65,8 @@ def first_divergence(one: Checked) -> Divergence | None:
         return None
     head = found.row(0, named=True)
     values = found.filter((pl.col("setting") == head["setting"]) & (pl.col("id") == head["id"])).to_dicts()
-    before, now = (_decision(side, head) for side in (one.before, one.now))
-    return Divergence(now or before or {}, values, _with_evidence(one, likely(before, now), head["at_ms"]))
+    row = _decision(one.now, head) or _decision(one.before, head) or {}
+    return Divergence(row, values, _with_evidence(one, _likely(one, head), head["at_ms"]))
 
 
 def _decision(side: Outcome | None, head: dict[str, Any]) -> dict[str, Any] | None:
@@ -73,6 +76,18 @@ def _decision(side: Outcome | None, head: dict[str, Any]) -> dict[str, Any] | No
     return rows.row(0, named=True) if len(rows) else None
 
 
+def _likely(one: Checked, head: dict[str, Any]) -> Likely:
+    """Return the likely cause of a decision's difference; of a stamp's, with what lies on its evidence's border."""
+    before, now = (_decision(side, head) for side in (one.before, one.now))
+    cause = likely(before, now)
+    if now is None or one.now is None or not cause.route:
+        return cause
+    settings = next(given for given in one.scenario.settings if given.name == head["setting"])
+    seen = next(done["visibility"] for done in one.now.record["replayed"] if done["setting"] == head["setting"])
+    borders = on_the_border(one.now.ends, settings, seen, now, cause)
+    return replace(cause, said="; ".join([cause.said, *borders]))
+
+
 def _with_evidence(one: Checked, cause: Likely, at_ms: int) -> Likely:
     """Where the first row does not show what moved, look at the next one that does, then at predictions until then."""
     if cause.label != UNSEEN:
@@ -80,8 +95,8 @@ def _with_evidence(one: Checked, cause: Likely, at_ms: int) -> Likely:
     shown = changed(one).filter(pl.col("cause") != UNSEEN)
     if len(shown):
         head = shown.row(0, named=True)
-        more = likely(*(_decision(side, head) for side in (one.before, one.now)))
-        return Likely(more.label, f"{cause.said}; call {head['id']} at {iso(head['at_ms'])} shows more: {more.said}")
+        more = _likely(one, head)
+        return Likely(more.label, f"{cause.said}; call {head['id']} at {iso(head['at_ms'])} shows it: {more.said}")
     until = one.counted("predictions").filter((pl.col("id") != "") & (pl.col("at_ms") <= at_ms))
     moved = {"reliability evidence": ("p_start", "p_read"), "latency evidence": ("latency_start_ms", "latency_read_ms")}
     labels = [label for label, columns in moved.items() if until["column"].is_in(columns).any()]
@@ -161,13 +176,23 @@ def _paired(one: Checked) -> dict[tuple[str, str], dict[str, Any]]:
     assert one.now is not None
     facts = one.now.predictions.drop(PREDICTIONS[2:])
     then = facts.join(one.before.predictions, on=PREDICTIONS[:2]).select(one.now.predictions.columns)
-    changes = {}
+    changes, measured = {}, quantiles(one.scenario.settings)
     for setting in one.now.predictions["setting"].unique(maintain_order=True).to_list():
         both = [
             side.filter(pl.col("setting") == setting).with_columns(setting=pl.lit(name))
             for side, name in ((then, BASELINE), (one.now.predictions, NOW))
         ]
-        told = prequential.differences(pl.concat(both), NOW, [BASELINE], window_ms=_window_ms(one), interval_routes=0)
+        try:
+            told = prequential.differences(
+                pl.concat(both),
+                NOW,
+                [BASELINE],
+                window_ms=_window_ms(one),
+                interval_routes=0,
+                quantiles=dict.fromkeys((BASELINE, NOW), measured[setting]) if setting in measured else None,
+            )
+        except ReplayError:  # a damaged baseline predicts what nobody can, which the differences of rows show
+            return {}
         for row in told.filter(pl.col("scope") == prequential.ALL).iter_rows(named=True):
             key = (setting, f"{row['metric']}, {row['question']}")
             if row["over"] == prequential.OVER_ALL or key not in changes:

@@ -7,7 +7,7 @@ holds what it rested on, and nothing downstream moves unless something upstream 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +33,14 @@ UNSEEN = "scoring, or routes beyond the first three"
 
 @dataclass(frozen=True)
 class Likely:
-    """A cause: its label, by which decisions are counted, and in a sentence what it shows in."""
+    """A cause: its label, by which decisions are counted, and in a sentence what it shows in.
+
+    `route` is the route that is stamped otherwise, where that is the cause.
+    """
 
     label: str
     said: str
+    route: str = ""
 
 
 def likely(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> Likely:
@@ -44,7 +48,7 @@ def likely(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> L
 
     >>> row = {"route_1": "p|m|p", "success_rate_1": 0.5}
     >>> likely(row, {**row, "success_rate_1": 0.6})
-    Likely(label='reliability evidence', said='p|m|p is stamped success_rate 0.6, not 0.5')
+    Likely(label='reliability evidence', said='p|m|p is stamped success_rate 0.6, not 0.5', route='p|m|p')
     """
     if before is None or now is None:
         missing = "there is no such row in the baseline" if before is None else "the decision is not made any more"
@@ -80,16 +84,18 @@ def _stamped(before: Mapping[str, Any], now: Mapping[str, Any]) -> Likely | None
     """Stamps of the routes that both rows show, wherever they stand."""
     seen_before, seen_now = _seen(before), _seen(now)
     labels: dict[str, str] = {}
+    first = ""
     for name in _STAMPS:
         for route in seen_before:
             if name not in seen_before[route] or name not in seen_now.get(route, {}):
                 continue  # of the recorded route a row knows less than of the first three
             was, is_now = seen_before[route][name], seen_now[route][name]
             if was != is_now and not _rounding(was, is_now):
+                first = first or route
                 labels.setdefault(_STAMP_OF[name], f"{route} is stamped {name} {_written(is_now)}, not {_written(was)}")
     if not labels:
         return None
-    return Likely(" and ".join(labels), "; ".join(labels.values()))
+    return Likely(_listed(labels), "; ".join(labels.values()), first)
 
 
 def _seen(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -102,6 +108,10 @@ def _seen(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if row.get(f"route_{place}") is not None:
             seen[row[f"route_{place}"]] = {name: row.get(f"{name}_{place}") for name in ("score", *_STAMPS)}
     return seen
+
+
+def _first_three(row: Mapping[str, Any]) -> set[str]:
+    return {row[f"route_{place}"] for place in TOP if row.get(f"route_{place}") is not None}
 
 
 def _rounding(was: Any, is_now: Any) -> bool:
@@ -118,21 +128,42 @@ def _in_process(before: Mapping[str, Any], now: Mapping[str, Any]) -> Likely | N
     for name, label in (("open_breakers", "breakers"), ("disabled_providers", "disabled providers")):
         was, is_now = before.get(name), now.get(name)
         if was != is_now:
-            return Likely(label, f"{name} of its process are {is_now or 'none'}, not {was or 'none'}")
+            said = f"its process knew of {name.replace('_', ' ')}: {is_now or 'none'}, not {was or 'none'}"
+            return Likely(label, said)
     return None
 
 
 def _filtered(before: Mapping[str, Any], now: Mapping[str, Any]) -> Likely | None:
-    one, other = (json.loads(row.get("reject_counts") or "{}") for row in (before, now))
+    """How many candidates were rejected, and why."""
+    one, other = _reject_counts(before), _reject_counts(now)
     moved = {reason: (one.get(reason, 0), other.get(reason, 0)) for reason in sorted({*one, *other})}
     moved = {reason: counts for reason, counts in moved.items() if counts[0] != counts[1]}
     if not moved:
         return None
-    labels = dict.fromkeys(
-        next((label for start, label in _REASONS.items() if start in reason), "filter") for reason in moved
-    )
     said = "; ".join(f"{reason} rejects {after:,}, not {first:,}" for reason, (first, after) in moved.items())
-    return Likely(" and ".join(labels), said)
+    labels = [next((label for start, label in _REASONS.items() if start in reason), "filter") for reason in moved]
+    same_left = before.get("order_hash") == now.get("order_hash") and sum(one.values()) == sum(other.values())
+    if same_left and "filter" in labels:
+        return Likely("evaluation of the filter", f"{said}; the same candidates are left, with the same scores")
+    gone = sorted(_first_three(before) - _first_three(now))
+    if gone and sum(one.values()) < sum(other.values()):
+        said += f"; {' and '.join(gone)} stood among the first three before"
+    return Likely(_listed(labels), said)
+
+
+def _reject_counts(row: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many candidates each reason rejected; of a damaged row, nothing."""
+    try:
+        counts = json.loads(row.get("reject_counts") or "{}")
+    except ValueError:
+        return {}
+    return {reason: n for reason, n in counts.items() if type(n) is int} if isinstance(counts, dict) else {}
+
+
+def _listed(labels: Iterable[str]) -> str:
+    """Join labels, each once: "a", "a and b", "a, b and c"."""
+    once = list(dict.fromkeys(labels))
+    return " and ".join([", ".join(once[:-1]), once[-1]] if once[1:] else once)
 
 
 def _ordered(before: Mapping[str, Any], now: Mapping[str, Any]) -> Likely | None:

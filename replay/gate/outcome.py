@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from replay.ledger.importers import import_file
 from replay.ledger.load import Ledger, load_ledger
 from replay.ledger.mirror import open_mirror
 from replay.ledger.offers import cost_frames
+from replay.settings import Settings, quantiles
+from replay.timeline import route_key_expr
 
 PREDICTIONS = ("setting", "attempt_id", "p_start", "latency_start_ms", "p_read", "latency_read_ms")
 """The columns of a run's predictions that the code computes; the others are facts of the input."""
@@ -36,7 +39,8 @@ class Outcome:
     """A scenario's decisions, predictions and SQL answers, and the record they rest on.
 
     `record` holds the keys of `RECORD` and `metrics`.
-    `predictions` has every column of a run's; a baseline keeps those of `PREDICTIONS`.
+    `predictions` has every column of a run's; a baseline keeps those of `PREDICTIONS`. `ends`: `route_key` and `ts` in
+    ms of each attempt of the ledger; a baseline has none.
     """
 
     record: dict[str, Any]
@@ -45,6 +49,7 @@ class Outcome:
     sql: pl.DataFrame
     postgres: pl.DataFrame | None = None
     passed: bool = True
+    ends: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def replay_scenario(scenario: Scenario, postgres_url: str | None = None, progress: Progress | None = None) -> Outcome:
@@ -59,9 +64,10 @@ def replay_scenario(scenario: Scenario, postgres_url: str | None = None, progres
     postgres = None if postgres_url is None else on_postgres(postgres_url, ledger, asked)
     done = engine.run(ledger, scenario.settings, scenario.policy, since_ms, until_ms, progress)
     made = record.make_record(done, ledger.identity, scenario.policy, [], since_ms, until_ms)
-    metrics = [*_predicted(done.predictions), *_agreed(done.decisions), *costs]
+    metrics = [*_predicted(done.predictions, scenario.settings), *_agreed(done.decisions), *costs]
     kept = json.loads(json.dumps({**{key: made[key] for key in RECORD}, "metrics": metrics}))  # as it is read back
-    return Outcome(kept, done.decisions, done.predictions, answers, postgres, done.passed)
+    ends = ledger.attempts.select(route_key_expr(), "ts")
+    return Outcome(kept, done.decisions, done.predictions, answers, postgres, done.passed, ends)
 
 
 def load(scenario: Scenario) -> Ledger:
@@ -69,7 +75,7 @@ def load(scenario: Scenario) -> Ledger:
     path = scenario.ledger
     if not path.exists():
         raise ReplayError(
-            f"the scenario {scenario.name} has no ledger at {path}; expected a slice's folder, a mirror, or a file "
+            f"there is no ledger at {path}; expected a slice's folder, a mirror, or a file "
             'with a source: commit it, or say absent = "why it may be missing"'
         )
     if scenario.source is not None:
@@ -89,10 +95,10 @@ def _metric(setting: str, name: str, value: float | None, of: int | None = None,
     return {"setting": setting, "metric": name, "value": value, "of": of, **interval}
 
 
-def _predicted(predictions: pl.DataFrame) -> list[dict[str, Any]]:
+def _predicted(predictions: pl.DataFrame, settings: Sequence[Settings]) -> list[dict[str, Any]]:
     if predictions.is_empty():
         return []
-    figures = prequential.score(predictions).filter(pl.col("scope") == prequential.ALL)
+    figures = prequential.score(predictions, quantiles(settings)).filter(pl.col("scope") == prequential.ALL)
     return [
         _metric(row["setting"], f"{row['metric']}, {row['question']}", row["value"], row["attempts"])
         for row in figures.iter_rows(named=True)

@@ -12,7 +12,7 @@ from analysis.intervals import MIN_BLOCKS
 from analysis.report.document import Block, Column, Paragraph, Points, Table
 from replay.durations import iso
 from replay.gate import figures
-from replay.gate.check import Checked
+from replay.gate.check import Checked, not_reproduced
 from replay.gate.figures import Divergence
 from replay.sentences import audit_said, reproduction_said
 
@@ -31,7 +31,7 @@ def of_input(one: Checked) -> list[Block]:
     same = f"Input: the same ({rows} rows; content of calls {content})."
     if not len(one.counted("settings")):
         return [Paragraph(f"{same} Settings and policy: the same.")]
-    return [Paragraph(same), *paths(one, "settings", "Settings or policy differ")]
+    return [Paragraph(same), *paths(one.counted("settings"), "Settings or policy differ")]
 
 
 def of_decisions(one: Checked) -> list[Block]:
@@ -56,20 +56,35 @@ def _first_divergence(one: Checked, first: Divergence) -> list[Block]:
     text = (
         f"First divergence: call {row['call_id']} at {iso(row['decided_ms'])} under {row['setting']}, a "
         f"{row.get('request_class')} request. Likely cause: {first.cause.label}; {_cut(first.cause.said)}."
-        f"{_upstream(one)}"
+        f"{_upstream(one)}{_first_flip(one, row)}"
     )
-    rows = [
-        [value["column"] or value["kind"], _short(value["baseline"]), _short(value["now"])] for value in first.values
-    ]
+    rows = []
+    for value in first.values:
+        short = _hash_short if value["column"] == "order_hash" else _short
+        rows.append([value["column"] or value["kind"], short(value["baseline"]), short(value["now"])])
     columns = [Column("Column"), Column("Baseline", True), Column("Now", True)]
     return [Paragraph(text, "bad"), Table("What differs in it", columns, rows[:LONG_ROWS], note=_left(rows, LONG_ROWS))]
 
 
+def _first_flip(one: Checked, diverged: dict[str, Any]) -> str:
+    """Say when another route was first chosen, which may be long after the first divergence."""
+    flipped = figures.changed(one).filter(pl.col("column") == "chosen_route")
+    if flipped.is_empty():
+        return " No decision flips."
+    row = flipped.row(0, named=True)
+    if (row["setting"], row["id"]) == (diverged["setting"], str(diverged["call_id"])):
+        return " It flips."
+    return f" First flip: call {row['id']} at {iso(row['at_ms'])} under {row['setting']}."
+
+
 def _upstream(one: Checked) -> str:
-    """Say what else changed that a decision's row cannot show: settings, the shared SQL, the audit."""
+    """Say what else changed that a decision's row cannot show: settings, costs, the shared SQL, the audit."""
     said = []
     for row in one.counted("settings").head(3).iter_rows(named=True):
         said.append(f"{row['id']} was {_short(row['baseline'])} and is {_short(row['now'])}")
+    costs = one.counted("metrics").filter((pl.col("setting") == "") & (pl.col("column") == "value"))
+    for row in costs.head(1).iter_rows(named=True):
+        said.append(f"the {row['id']}, was {row['baseline']} and is {row['now']}, on the same tokens")
     answers = one.counted("sql")["id"].str.split(" ").list.first().unique(maintain_order=True).to_list()
     if answers:
         said.append(f"the shared SQL answers otherwise ({', '.join(answers)})")
@@ -112,20 +127,19 @@ def _top_flips(one: Checked) -> list[Block]:
         ]
         for end, other, side in (("a", "b", figures.BASELINE), ("b", "a", figures.NOW)):
             seen = [
-                _number(row[f"{name}_{whose}_in_{end}"], digits)
+                f"{_number(row[f'{name}_{end}_in_{end}'], digits)} ({_number(row[f'{name}_{other}_in_{end}'], digits)})"
                 for name, digits in (("score", 4), ("success_rate", 3), ("latency_ms", 0), ("price_in", 2))
-                for whose in (end, other)
             ]
             rows.append([*head, side, row[f"chosen_{end}"] or "none", _number(row[f"margin_{end}"], 4), *seen])
             head = ["", "", "", ""]
     columns = [
         Column("Call", True), Column("Decided"), Column("Setting"), Column("Likely cause"), Column("Side"),
-        Column("Chooses"), Column("Margin", True), Column("Score", True), Column("other's", True),
-        Column("Success", True), Column("other's", True), Column("Latency ms", True), Column("other's", True),
-        Column("Price in", True), Column("other's", True),
+        Column("Chooses"), Column("Margin", True), Column("Score", True), Column("Success", True),
+        Column("Latency ms", True), Column("Price in", True),
     ]  # fmt: skip
     note = (
-        "“other's”: what this side saw of the route that the other side chose; –: no stamp, or not in its first three."
+        "In brackets: what this side saw of the route that the other side chose; –: no stamp, or not in its first "
+        "three."
     )
     return [Table(f"Clearest flips ({min(len(clearest), TOP_ROWS)} of {len(clearest):,})", columns, rows, note=note)]
 
@@ -162,8 +176,8 @@ def of_metrics(one: Checked) -> list[Block]:
         for row in figures.flip_shares(one)
     ]
     for row in figures.metric_changes(one):
-        said = [DASH if row[name] is None else f"{row[name]:.6g}" for name in ("baseline", "now")]
-        change = DASH if row["change"] is None else f"{row['change']:+.3g}"
+        said = [DASH if row[name] is None else f"{row[name]:{_form(row[name], 6)}}" for name in ("baseline", "now")]
+        change = DASH if row["change"] is None else f"{row['change']:+{_form(row['change'])}}"
         rows.append([row["setting"] or "ledger", row["metric"], *said, change, _interval(row, "{:+.3g}")])
     if rows:
         columns = [
@@ -195,15 +209,18 @@ def of_proof(one: Checked) -> list[Block]:
     record = one.now.record
     if one.problem is None and not len(one.counted("proof")):
         return []
-    said = [reproduction_said(record["reproduction"]), *(audit_said(replayed) for replayed in record["replayed"])]
-    return [Points.of(said, "bad" if one.problem else "plain"), *paths(one, "proof", "The proof differs")]
-
-
-def paths(one: Checked, check: str, caption: str) -> list[Block]:
-    """Return the differing places of the record that belong to a check, as a table."""
-    rows = [
-        [row["id"], _short(row["baseline"]), _short(row["now"])] for row in one.counted(check).iter_rows(named=True)
+    said = [Paragraph(reproduction_said(record["reproduction"]), "bad" if not_reproduced(record) else "plain")]
+    said += [
+        Paragraph(audit_said(replayed), "bad" if replayed["audit"]["mismatches"] else "plain")
+        for replayed in record["replayed"]
     ]
+    counted = one.counted("proof").filter(~pl.col("id").str.contains("first_mismatch"))  # the sentences show them
+    return [Points(said), *paths(counted, "The proof differs")]
+
+
+def paths(found: pl.DataFrame, caption: str) -> list[Block]:
+    """Return differing places of the record as a table."""
+    rows = [[row["id"], _short(row["baseline"]), _short(row["now"])] for row in found.iter_rows(named=True)]
     columns = [Column("What"), Column("Baseline"), Column("Now")]
     return [Table(caption, columns, rows[:LONG_ROWS], note=_left(rows, LONG_ROWS))] if rows else []
 
@@ -237,6 +254,10 @@ def _short(value: str | None) -> str:
     return value if len(value) <= cut else value[:cut] + "…"
 
 
+def _hash_short(value: str | None) -> str:
+    return DASH if value is None else value[:8] + "…"
+
+
 _DOUBLE = re.compile(r"-?\d+(\.\d+(e[+-]?\d+)?|e[+-]?\d+)")
 _HASH = re.compile(r"[0-9a-f]{32,}")
 
@@ -245,11 +266,16 @@ def _number(value: float | None, digits: int) -> str:
     return DASH if value is None else f"{value:,.{digits}f}"
 
 
+def _form(value: float, digits: int = 3) -> str:
+    """Return how a figure is written: money in whole micro-dollars, all else to a few digits."""
+    return "," if isinstance(value, int) else f".{digits}g"
+
+
 def _interval(row: dict[str, Any], form: str) -> str:
     if row["low"] is not None:
         return f"[{form.format(row['low'])}, {form.format(row['high'])}]"
     few = 0 < row["blocks"] < MIN_BLOCKS
-    return f"none: {row['blocks']} of {MIN_BLOCKS} blocks" if few else f"none: {row['reason']}"
+    return f"none: {row['blocks']} of {MIN_BLOCKS} blocks needed" if few else f"none: {row['reason']}"
 
 
 PARTS: dict[str, Callable[[Checked], list[Block]]] = {

@@ -43,14 +43,14 @@ def failure(suite: Path, one: Checked, check: str) -> str | None:
     if one.verdict is Verdict.not_comparable or not (broken or len(one.counted(check))):
         return None
     blocks = [*_head(one), *PARTS[check](one), Command(again(suite, one))]
-    return section_text(Section(one.scenario.name, f"{one.scenario.name}: {check} differ from the baseline", blocks))
+    return section_text(Section(one.scenario.name, f"{one.scenario.name}: {check} not as accepted", blocks))
 
 
 def section(suite: Path, one: Checked) -> Section:
     """Return a scenario's whole report."""
     blocks = _head(one)
     if one.verdict is Verdict.not_comparable:
-        blocks += paths(one, "input", "The input differs")
+        blocks += paths(one.counted("input"), "The input differs")
     else:
         blocks += [block for part in PARTS.values() for block in part(one)]
     notes = list(_notes(suite, one))
@@ -98,7 +98,8 @@ def _rest_said(one: Checked) -> Iterator[str]:
     """Name the other checks that differ, and say if the replay does not even hold by itself."""
     others = [said for check, said in _NAMES.items() if len(one.counted(check))]
     if others:
-        yield f"{', '.join(others[:-1])}{' and ' if others[:-1] else ''}{others[-1]} differ"
+        verb = "differs" if others == ["the proof"] else "differ"
+        yield f"{', '.join(others[:-1])}{' and ' if others[:-1] else ''}{others[-1]} {verb}"
     if one.problem is not None:
         yield one.problem
 

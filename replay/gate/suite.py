@@ -22,7 +22,8 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,18 +134,29 @@ def _scenario(table: _Table, beside: Path, baselines: Path) -> Scenario:
     return scenario
 
 
+@contextmanager
+def _said_of(where: str) -> Iterator[None]:
+    """Say of what in the suite an error is said."""
+    try:
+        yield
+    except ReplayError as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
 def _cut_for(ledger: Path) -> tuple[int | None, int | None]:
     """Return the span that a slice was cut for: its warm-up is there to rest on, not to be decided again."""
     try:
         said = json.loads((ledger / "manifest.json").read_text(encoding="utf-8"))["slice"]
-        return said["since_ms"], said["until_ms"]
+        since_ms, until_ms = said["since_ms"], said["until_ms"]
     except (OSError, ValueError, TypeError, KeyError):  # no slice; what is wrong with one, reading it says
         return None, None
+    return (since_ms, until_ms) if type(since_ms) is type(until_ms) is int else (None, None)
 
 
 def _settings(table: _Table, beside: Path) -> tuple[Settings, ...]:
     names = table.texts("settings") or ("production-now",)
-    read = tuple(settings_room.load(name if name in PRESETS else str(beside / name)) for name in names)
+    with _said_of(table.where):
+        read = tuple(settings_room.load(name if name in PRESETS else str(beside / name)) for name in names)
     if len({one.name for one in read}) < len(read):
         raise ReplayError(f"{table.where} has two settings of one name; set name in the settings files")
     return read
@@ -160,10 +172,11 @@ def _policy(name: str, declared: Path | None, beside: Path, where: str) -> Polic
     fields = dict(SHIPPED_FIELDS) if shipped else {}
     if declared is not None:
         fields |= read_json(declared, 'expected {"name": {"sort": "Num" or "Bool", "default": …}}')
-    try:
-        return admit(load_policy(name if shipped else beside / name), Schema.declare(fields))
-    except AdmissionError as refused:
-        raise ReplayError(f"{where}: the policy {name} is not admitted: {refused}; correct it") from refused
+    with _said_of(where):
+        try:
+            return admit(load_policy(name if shipped else beside / name), Schema.declare(fields))
+        except AdmissionError as refused:
+            raise ReplayError(f"the policy {name} is not admitted: {refused}; correct it") from refused
 
 
 def _allowed(table: _Table) -> Allowed:
@@ -207,7 +220,8 @@ class _Table:
 
     def instant(self, key: str, default: int | None) -> int | None:
         value = self._take(key, None)
-        return default if value is None else instant_ms(value)
+        with _said_of(f"{self.where}, {key}"):
+            return default if value is None else instant_ms(value)
 
     def tables(self, key: str) -> list[_Table]:
         value = self._take(key, [])

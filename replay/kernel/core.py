@@ -204,8 +204,10 @@ class CompiledCore:
             "seed": seeds[self.asked.codes[calls]],
             "actual": actual,
         }
-        for name, values in columns.items():
-            asked[name] = values
+        for start in range(0, len(calls), STEP):  # step by step, as whole columns would not stay in the cache
+            step = slice(start, start + STEP)
+            for name, values in columns.items():
+                asked[name][step] = values[step]
         return asked, opened, disabled
 
     def _population(self, prices: Prices) -> Population:
@@ -311,7 +313,7 @@ class CompiledCore:
 def compiled_before() -> bool:
     """Say whether the pass need not be compiled first: it was in this process, or an earlier one left it on disk."""
     dispatcher: Any = decide
-    if dispatcher.signatures:
+    if not hasattr(dispatcher, "signatures") or dispatcher.signatures:  # NUMBA_DISABLE_JIT: nothing is ever compiled
         return True
     return any(Path(dispatcher.stats.cache_path or ".").glob(f"{Path(loop.__file__).stem}.decide-*.nbi"))
 

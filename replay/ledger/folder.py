@@ -112,7 +112,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder / MANIFEST} cannot be read ({error}); restore it, or cut the slice again"
         ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
+        found = manifest.get("format") if isinstance(manifest, dict) else "(none)"
         raise NotComparableError(
             f"{folder} is a ledger's folder of format {found}, this version reads format {FORMAT}: cut the slice again"
         )

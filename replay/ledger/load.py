@@ -2,25 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+
+from replay.ledger.lacks import lacks
+from replay.ledger.mirror import open_mirror
+from replay.rowhash import TableHash
 
 if TYPE_CHECKING:
     import duckdb
 
 TABLES = ("calls", "route_observations", "provider_prices", "offer_history", "policies", "settings")
 
-_INSTANT = {"calls": "ts * 1000", "route_observations": "ts", "offer_history": "valid_from"}
+ROWS_PER_BATCH = 122_880
+
+_KEYS = {"provider_prices": ("provider_id", "model_family"), "policies": ("policy_id",), "settings": ("settings_id",)}
+_INSTANTS = {"calls": ("ts", 1000), "route_observations": ("ts", 1), "offer_history": ("valid_from", 1)}
+"""The instant of a row, and the milliseconds of its unit."""
+
+_CODED = {
+    "calls": (
+        *("route_key", "provider_id", "model_family", "requested_model", "cost_basis", "request", "policy_id"),
+        *("settings_id", "replica", "evidence_state"),
+    ),
+    "route_observations": ("provider_id", "model_family", "served_by", "error_kind", "replica"),
+}
+_UNREAD = {
+    "calls": (
+        *("session_id", "consumer_sha", "caller", "served_model_id", "status", "error_type", "tokens_total"),
+        *("served_by", "txid"),
+    ),
+    "route_observations": ("http_status", "candidate_attempt"),
+}
+"""What a replay reads of the two large tables: texts that recur as numbers, and these columns not at all."""
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The ledgers as plain frames with the mirror's columns, sorted by id, and the identity of what was read.
+    """The ledgers as frames with the mirror's columns, sorted by their keys, and the identity of what was read.
 
     `identity` maps each table to its `rows`, `first_ms`, `last_ms` (of what has an instant) and `content`: a hash
-    over the rows that does not depend on their order.
+    over the rows that does not depend on their order (`replay.rowhash`).
     """
 
     calls: pl.DataFrame
@@ -32,33 +61,109 @@ class Ledger:
     identity: dict[str, dict[str, Any]]
 
 
-def load_ledger(connection: duckdb.DuckDBPyConnection) -> Ledger:
-    """Load every table a replay needs from an open mirror."""
+def load_ledger(connection: duckdb.DuckDBPyConnection, *, whole: bool = True) -> Ledger:
+    """Load every table a replay needs from an open mirror.
 
-    def frame(table: str, order: str) -> pl.DataFrame:
-        return connection.execute(f"SELECT * FROM {table} ORDER BY {order}").pl()
-
+    Not `whole`: of calls and attempts only what a replay reads, in a fraction of the memory; texts that recur are then
+    of the type `polars.Enum`. The identity is that of all columns either way.
+    """
+    read: dict[str, tuple[pl.DataFrame, dict[str, Any]]] = {}
+    for table in TABLES:
+        coded, unread = ((), ()) if whole else (_CODED.get(table, ()), _UNREAD.get(table, ()))
+        read[table] = _read(connection, table, coded, unread)
+    frames = {table: frame for table, (frame, _) in read.items()}
     return Ledger(
-        calls=frame("calls", "id"),
-        attempts=frame("route_observations", "id"),
-        offers=frame("offer_history", "id"),
-        prices=frame("provider_prices", "provider_id, model_family"),
-        policies=frame("policies", "policy_id"),
-        settings=frame("settings", "settings_id"),
-        identity={table: table_identity(connection, table) for table in TABLES},
+        calls=frames["calls"],
+        attempts=frames["route_observations"],
+        offers=frames["offer_history"],
+        prices=frames["provider_prices"],
+        policies=frames["policies"],
+        settings=frames["settings"],
+        identity={table: identity for table, (_, identity) in read.items()},
     )
 
 
-def table_identity(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, Any]:
-    """Return a table's row count, time range and content hash: the xor of every row's MD5, as 32 hex digits.
+def read_for_replay(mirror: Path) -> tuple[Ledger, list[str]]:
+    """Read of a mirror file what a replay reads, and, beside it, what the replay will have to infer."""
+    with open_mirror(mirror) as connection, ThreadPoolExecutor(1) as beside:
+        inferred = beside.submit(lacks, connection.cursor())
+        return load_ledger(connection, whole=False), inferred.result()
 
-    Rows are unique (each table has a key), so no two cancel out; MD5 is the same in every version and on every
-    machine, which DuckDB's own `hash()` does not promise.
-    """
-    instant = _INSTANT.get(table, "NULL::BIGINT")
-    row = connection.execute(
-        f"SELECT count(*), min({instant}), max({instant}), "
-        f"coalesce(bit_xor(md5_number(to_json(t)::VARCHAR)), 0::UHUGEINT)::VARCHAR FROM {table} AS t"
-    ).fetchone()
-    assert row is not None
-    return {"rows": row[0], "first_ms": row[1], "last_ms": row[2], "content": f"{int(row[3]):032x}"}
+
+def table_identity(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, Any]:
+    """Return a table's row count, time range and content hash, as `Ledger.identity` holds them."""
+    seen = _Seen(table)
+    for rows in _batches(connection, table):
+        seen.update(rows)
+    return seen.identity
+
+
+def _read(
+    connection: duckdb.DuckDBPyConnection, table: str, coded: Iterable[str], unread: Iterable[str]
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Return a table's rows in the order of its key, and its identity."""
+    seen, batches = _Seen(table), []
+    kept: list[str] = []
+    for rows in _batches(connection, table):
+        made = _dictionaries(rows, coded)
+        seen.update(made)
+        kept = [name for name in made.schema.names if name not in unread]
+        batches.append(made.select(kept))
+    table_rows = pa.Table.from_batches(batches)
+    frame = pl.DataFrame(
+        {name: _enum(table_rows[name]) if name in coded else pl.Series(table_rows[name]) for name in kept}
+    )
+    key = _KEYS.get(table, ("id",))
+    in_order = key == ("id",) and frame["id"].is_sorted()
+    return (frame if in_order else frame.sort(*key)).rechunk(), seen.identity
+
+
+def _batches(connection: duckdb.DuckDBPyConnection, table: str) -> Iterator[pa.RecordBatch]:
+    """Yield a table's rows, at least one batch, be it empty; the next is read while the last is worked on."""
+    reader = connection.execute(f"SELECT * FROM {table}").to_arrow_reader(ROWS_PER_BATCH)
+    rows = pa.RecordBatch.from_pylist([], schema=reader.schema)
+    with ThreadPoolExecutor(1) as ahead:
+        while rows is not None:
+            coming = ahead.submit(next, reader, None)
+            yield rows
+            rows = coming.result()
+
+
+def _dictionaries(rows: pa.RecordBatch, coded: Iterable[str]) -> pa.RecordBatch:
+    columns = {name: rows.column(name) for name in rows.schema.names}
+    return pa.record_batch(columns | {name: columns[name].dictionary_encode() for name in coded})
+
+
+def _enum(column: pa.ChunkedArray) -> pl.Series:
+    """Return a column of dictionaries as one enumeration, its values in byte order."""
+    whole = column.unify_dictionaries().combine_chunks()
+    values = whole.dictionary.to_pylist()
+    order = sorted(range(len(values)), key=lambda place: values[place].encode())
+    place_of = np.empty(len(values), dtype=np.uint32)
+    place_of[order] = np.arange(len(values), dtype=np.uint32)
+    codes = pl.Series(whole.indices)
+    placed = pl.Series(place_of).gather(codes) if len(values) else codes.cast(pl.UInt32)
+    return placed.cat.to(pl.Enum([values[place] for place in order]))
+
+
+class _Seen:
+    """What a table's identity is made of, batch by batch."""
+
+    def __init__(self, table: str) -> None:
+        self._instant = _INSTANTS.get(table)
+        self._content = TableHash()
+        self._rows = 0
+        self._ends: list[int] = []
+
+    def update(self, rows: pa.RecordBatch) -> None:
+        self._rows += len(rows)
+        self._content.update(rows)
+        if self._instant is not None:
+            ends = pl.Series(rows.column(self._instant[0]))
+            self._ends += [at for at in (ends.min(), ends.max()) if isinstance(at, int)]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        unit_ms = self._instant[1] if self._instant else 1
+        first, last = (pick(self._ends) * unit_ms if self._ends else None for pick in (min, max))
+        return {"rows": self._rows, "first_ms": first, "last_ms": last, "content": self._content.hexdigest()}

@@ -20,6 +20,8 @@ OWN_TABLES = ("mirror_imports", "mirror_rejects")
 """The mirror's own tables: what was imported, and what could not be."""
 
 _POLL_S = 0.1
+_FORMAT = "v1.4.0"
+"""Of a new file: the oldest DuckDB that `pyproject.toml` allows reads it, and its columns are compressed faster."""
 
 
 def schema_sql() -> str:
@@ -87,7 +89,9 @@ def _connect(file: Path, write: bool, wait_s: float) -> duckdb.DuckDBPyConnectio
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            return duckdb.connect(str(file), read_only=not write)
+            if file.exists():
+                return duckdb.connect(str(file), read_only=not write)
+            return duckdb.connect(str(file), config={"storage_compatibility_version": _FORMAT})
         except duckdb.ConnectionException as error:
             raise ReplayError(
                 f"The mirror {file} is already open in this process in another way: a DuckDB file has one writer or "

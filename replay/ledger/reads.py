@@ -34,6 +34,20 @@ _CONNECTION_SETTINGS: Final = {
 }
 
 
+class _Discreet(psycopg.Connection[dict[str, Any]]):
+    """A connection that names neither host, user nor database where psycopg's pool logs it, or why there is none."""
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **settings: Any) -> _Discreet:
+        try:
+            return super().connect(conninfo, **settings)
+        except psycopg.Error as error:
+            raise psycopg.OperationalError(Redactor(conninfo).say(error)) from None
+
+    def __repr__(self) -> str:
+        return f"<connection of route-replay, {'closed' if self.closed else 'open'}>"
+
+
 class Reads:
     """At most `connections` readings at a time; each may take `timeout_ms` on the server."""
 
@@ -94,6 +108,7 @@ class Reads:
             if self._pool is None:
                 self._pool = psycopg_pool.ConnectionPool(
                     self._conninfo,
+                    connection_class=_Discreet,
                     kwargs=dict(_CONNECTION_SETTINGS),
                     min_size=1,
                     max_size=self._connections,

@@ -48,7 +48,7 @@ _FORMS = {
     "table": r"CREATE TABLE IF NOT EXISTS (?P<table>\w+) \(.*",
     "column": r"ALTER TABLE (?P<table>\w+) ADD COLUMN IF NOT EXISTS (?P<what>\w+) [^,]*",
     "default": r"ALTER TABLE (?P<table>\w+) ALTER COLUMN (?P<what>\w+) SET DEFAULT .*",
-    "index": r"CREATE INDEX IF NOT EXISTS \w+ ON (?P<table>\w+) \((?P<what>[\w, ]+)\)",
+    "index": r"CREATE INDEX IF NOT EXISTS \w+ ON (?P<table>\w+) (?:USING \w+ )?\((?P<what>[\w, ]+)\)(?: WITH \(.*\))?",
 }
 
 

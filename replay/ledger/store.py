@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
+REMEMBERED = 1_000
+"""Policies and settings of which a process remembers that it has recorded them; more are written anew, to no effect."""
+
 EXIT_DEADLINE_S = 5.0
 """How long an interpreter that ends waits for what is queued."""
 
@@ -167,8 +170,15 @@ class Store:
             self._queue.refuse("bad_row")
             log.exception("what was to be recorded cannot be read; it is left out")
             return
-        if self._recorded.get(name) != says and self._put(item):
+        with self._lock:
+            known = self._recorded.get(name) == says
+        if known or not self._put(item):
+            return
+        with self._lock:
+            self._recorded.pop(name, None)
             self._recorded[name] = says
+            if len(self._recorded) > REMEMBERED:
+                del self._recorded[next(iter(self._recorded))]  # the one that was new the longest time ago
 
     # --- the router's evidence: raises, and the router takes everything as neutral ---
 

@@ -75,7 +75,8 @@ def _spread(text: str, first: str, last: str, count: str) -> list[Any]:
 def _in_ratio(text: str, low: float, high: float, n: int) -> list[float]:
     if not (0 < low < float("inf") and 0 < high < float("inf")):
         raise ReplayError(
-            f"{text!r} is spaced in ratio, so both ends are more than 0; give 0 as a value of its own: 0,{text}"
+            f"{text!r} is spaced in ratio, so both ends have to be more than 0; give 0 as a value of its own, before "
+            "the range, as in 0,1s..16s:5"
         )
     return [low, *(low * (high / low) ** (place / (n - 1)) for place in range(1, n - 1)), high]
 

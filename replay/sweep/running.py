@@ -34,7 +34,7 @@ import replay
 from analysis.prequential import FIGURES_SCHEMA
 from replay.core import Policy
 from replay.engine import Progress, Run
-from replay.errors import ReplayError
+from replay.errors import ReplayError, StoppedError
 from replay.ledger.load import Ledger
 from replay.record import ROWS_PER_GROUP
 from replay.settings import Settings
@@ -55,12 +55,6 @@ METRICS_SCHEMA: dict[str, Any] = {
 route that was taken, "flips" against the first setting, "undecided", and "switches per 100": how often the winner is
 another than at the last decision that asked the same of the same policy.
 """
-
-
-class StoppedError(ReplayError):
-    """A sweep was stopped before its end; what was measured is kept."""
-
-    exit_code = 130
 
 
 @dataclass(frozen=True)
@@ -216,6 +210,8 @@ class _Parts:
         if out.is_dir() or not out.parent.is_dir():
             why = "is a folder" if out.is_dir() else f"is in {out.parent}, which does not exist"
             raise ReplayError(f"{out} {why}; expected the path of a Parquet file to write, such as sweep.parquet")
+        if out.exists() and not _is_table(out):
+            raise ReplayError(f"{out} exists and no sweep wrote it; nothing was changed: give another path")
         self.out = out
         self.folder = out.with_name(f".{out.name}.parts")
         self._rests_on = rests_on
@@ -266,6 +262,14 @@ class _Parts:
                 f"the sweep could not be written to {self.out}: {error.strerror or error}; make room, or give another "
                 "path; what was measured is kept"
             ) from error
+
+
+def _is_table(path: Path) -> bool:
+    """Say whether a file is a sweep's table, which a sweep may replace."""
+    try:
+        return bool(pq.read_schema(path).names == list(METRICS_SCHEMA))
+    except (OSError, ValueError):
+        return False
 
 
 def _named(one: Settings) -> dict[str, str]:

@@ -25,6 +25,7 @@ from analysis.prequential import (
     PINBALL,
     START_UNKNOWN,
     SUCCESS_DEFAULT,
+    pinball,
 )
 from replay.kernel.compiled import compiled, inlined
 from replay.predictions import Predicted
@@ -71,9 +72,12 @@ def figures(timeline: Timeline, predicted: Predicted, q: float | None = None) ->
             sums, where, facts.route[attempts], facts.ok[attempts], facts.latency_ms[attempts],
             rate, latency_ms, default, math.nan if q is None else q,
         )  # fmt: skip
-        metrics = METRICS if q is not None else METRICS[:-1]
+        names = METRICS[:-1] if q is None else (*METRICS[:-1], pinball(q))
         for scope, routes in _scopes(timeline.routes, sums):
-            rows += [_figure(sums, question, place, scope, routes) for place in range(len(metrics))]
+            head = {"question": question, "scope": scope}
+            rows += [
+                {**head, "metric": name, **_figure(sums, question, place, routes)} for place, name in enumerate(names)
+            ]
     return rows
 
 
@@ -89,7 +93,7 @@ def _scopes(names: list[str], sums: Sums) -> Iterator[tuple[str, Ints]]:
         yield names[route], np.array([route], dtype=np.int64)
 
 
-def _figure(sums: Sums, question: str, place: int, scope: str, routes: Ints) -> dict[str, Any]:
+def _figure(sums: Sums, question: str, place: int, routes: Ints) -> dict[str, Any]:
     metric, of_latency = METRICS[place], METRICS[place] in (LATENCY, PINBALL)
     asked = int((sums.timed if of_latency else sums.asked)[routes].sum())
     scored = int((sums.timed_scored if of_latency else sums.scored)[routes].sum())
@@ -97,9 +101,6 @@ def _figure(sums: Sums, question: str, place: int, scope: str, routes: Ints) -> 
     parts = [sums.part[route, place, : sums.parts[route, place]] for route in routes.tolist()]
     clipped = int(sums.clipped[routes].sum())
     return {
-        "question": question,
-        "metric": metric,
-        "scope": scope,
         "value": math.fsum(np.concatenate([np.zeros(0), *parts]).tolist()) / scored if scored else None,
         "attempts": scored,
         "unscored": asked - scored,

@@ -13,7 +13,6 @@ from replay.asking import Policies
 from replay.core import Policy
 from replay.deciding import Decider
 from replay.errors import ReplayError
-from replay.estimators import Quantile
 from replay.kernel.core import CompiledCore, NotCoveredError
 from replay.ledger.load import Ledger
 from replay.measuring import Measuring, sight
@@ -62,9 +61,8 @@ class Work:
         """Return one setting's `rows` (without the setting itself), and why the interpreter decided, if it did."""
         measuring = self._measuring(settings)
         chosen, interpreted = self._choose(measuring)
-        rule = settings.latency.rule
         predicted = predictions.predict(measuring, self.attempts)
-        scored = figures(self.timeline, predicted, rule.q if isinstance(rule, Quantile) else None)
+        scored = figures(self.timeline, predicted, settings.latency_quantile)
         rows = [{**row, "decisions": None} for row in scored] + self._of_decisions(chosen)
         return {"rows": rows, "interpreted": interpreted}
 

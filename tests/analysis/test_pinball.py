@@ -9,12 +9,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis.prequential import PINBALL, differences, score
+from analysis.prequential import METRICS, differences, pinball, score
 
 
 def losses_of(figures: pl.DataFrame, question: str = "at the attempt") -> dict[str, float]:
     """Return each setting's overall pinball loss."""
-    asked = (pl.col("metric") == PINBALL) & (pl.col("question") == question) & (pl.col("scope") == "all")
+    asked = (
+        pl.col("metric").str.starts_with("pinball loss") & (pl.col("question") == question) & (pl.col("scope") == "all")
+    )
     return dict(figures.filter(asked).select("setting", "value").iter_rows())
 
 
@@ -29,7 +31,9 @@ def test_pinball_by_hand(predictions: Any) -> None:
     figures = score(frame, {"now": 0.9})
     assert losses_of(figures) == {"now": pytest.approx(math.log(2) / 2)}
     (row,) = figures.filter(
-        (pl.col("metric") == PINBALL) & (pl.col("question") == "at the attempt") & (pl.col("scope") == "all")
+        (pl.col("metric") == "pinball loss (q = 0.9)")
+        & (pl.col("question") == "at the attempt")
+        & (pl.col("scope") == "all")
     ).iter_rows(named=True)
     assert (row["attempts"], row["unscored"], row["stamped_share"]) == (2, 1, 2 / 3)
 
@@ -38,7 +42,7 @@ def test_pinball_at_the_median_is_half_the_log_latency_error(predictions: Any, s
     """At q = 1/2 over and under cost the same."""
     figures = score(predictions(*simulated(4)), {"before": 0.5})
     errors = figures.filter((pl.col("metric") == "log latency error") & (pl.col("setting") == "before"))
-    losses = figures.filter(pl.col("metric") == PINBALL)
+    losses = figures.filter(pl.col("metric") == pinball(0.5))
     assert losses["value"].to_list() == pytest.approx([v / 2 if v is not None else v for v in errors["value"]])
     assert losses["attempts"].to_list() == errors["attempts"].to_list()
 
@@ -61,7 +65,7 @@ def test_only_quantile_rules_are_scored_so(predictions: Any, simulated: Any) -> 
     frame = predictions(*simulated(5))
     figures = score(frame, {"before": 0.95})
     assert set(losses_of(figures)) == {"before"}
-    assert figures.filter(pl.col("metric") != PINBALL).equals(score(frame))
+    assert figures.filter(pl.col("metric").is_in(METRICS)).equals(score(frame))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,7 @@ def test_the_same_quantile_is_compared(
     """Two settings that predict the same quantile are paired, once a question; others are not comparable."""
     frame = predictions(*simulated(6))
     found = differences(frame, "now", ["before"], quantiles=quantiles, interval_routes=0)
-    mine = found.filter((pl.col("metric") == PINBALL) & (pl.col("scope") == "all"))
+    mine = found.filter((pl.col("metric") == pinball(0.9)) & (pl.col("scope") == "all"))
     assert mine.height == compared
     for row in mine.iter_rows(named=True):
         assert row["over"] == "both stamped"

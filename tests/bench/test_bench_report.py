@@ -118,7 +118,7 @@ def test_what_was_measured_before_an_interruption_is_kept(
     file, page = tmp_path / "bench.json", tmp_path / "page.md"
     page.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
     assert run_cli(["bench", "store", "estimators", "--json", str(file), "--markdown", str(page)]) == 130
-    assert "Interrupted" in capsys.readouterr().out
+    assert "stopped; what was measured until then" in capsys.readouterr().err
     assert report.from_json(file.read_text(encoding="utf-8")).results == [Result("store", FIGURES)]
     assert page.read_text(encoding="utf-8") == f"{BEGIN}\n{END}\n"
 

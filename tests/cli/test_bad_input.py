@@ -106,6 +106,37 @@ RUN = [
     (["run", "five.duckdb", "--replicas", "0"], "expected at least 1"),
     (["run", "five.duckdb", "--scale-price", "openai=cheap"], "expected a factor of 0 or more"),
     (["run", "five.duckdb", "--since", "never"], "'never' is not an instant"),
+    (["run", "five.duckdb", "--declared", "field.json"], "given without a policy"),
+]
+SWEEP = [
+    (["sweep", "none.duckdb", "--window", "5m"], "There is no mirror at none.duckdb"),
+    (["sweep", "empty.duckdb", "--window", "5m"], "no attempts"),
+    (["sweep", "five.duckdb"], "no grid was given"),
+    (["sweep", "five.duckdb", "--window", "5m"], "give one, for example --policy"),
+    (["sweep", "five.duckdb", "--window", "1m..60m"], "expected FROM..TO:N, such as 1m..60m:12"),
+    (["sweep", "five.duckdb", "--window", "1m..2m:1"], "asks for 1 values; expected 2 to 10,000"),
+    (["sweep", "five.duckdb", "--window", "1m,,5m"], "an empty value"),
+    (["sweep", "five.duckdb", "--window", "5,15"], "--window has 5; expected durations with their unit"),
+    (["sweep", "five.duckdb", "--window", "0m,5m"], "window is 0 ms; expected more than 0"),
+    (["sweep", "five.duckdb", "--window=-5m,5m"], "expected a duration"),
+    (["sweep", "five.duckdb", "--window", "5m,5m"], "two points"),
+    (["sweep", "five.duckdb", "--alpha", "0.1,2"], "alpha is 2.0; expected more than 0 and at most 1"),
+    (["sweep", "five.duckdb", "--alpha", "0.0..0.5:3"], "both ends have to be more than 0"),
+    (["sweep", "five.duckdb", "--replicas", "1,0"], "expected at least 1"),
+    (["sweep", "five.duckdb", "--tools-min", "1.5"], "--tools-min has 1.5; expected whole numbers"),
+    (["sweep", "five.duckdb", "--grid", "none.toml"], "none.toml"),
+    (["sweep", "five.duckdb", "--grid", "broken.toml"], "broken.toml"),
+    (["sweep", "five.duckdb", "--grid", "unknown.toml"], "unknown.toml"),
+    (["sweep", "five.duckdb", "--window", "5m", "--jobs", "0"], "0 jobs"),
+    (
+        ["sweep", "five.duckdb", "--window", "5m", "--since", "2025-01-02", "--until", "2025-01-01"],
+        "not after its start",
+    ),
+    (["sweep", "five.duckdb", "--window", "5m", "--declared", "field.json"], "given without a policy"),
+    (["sweep", "five.duckdb", "--window", "5m", "-o", "run-five"], "run-five is a folder"),
+    (["sweep", "five.duckdb", "--window", "5m", "-o", "none/new"], "which does not exist"),
+    (["sweep", "five.duckdb", "--window", "5m", "-o", "five.duckdb"], "exists and no sweep wrote it"),
+    (["sweep", "five.duckdb", "--window", "5m", "-o", "run-five/decisions.parquet"], "exists and no sweep wrote it"),
 ]
 OTHERS = [
     (["at", "yesterday", "five.duckdb"], "'yesterday' is not an instant"),
@@ -124,8 +155,10 @@ OTHERS = [
     (["demo", "run-five"], "holds files that no demo wrote"),
 ]
 EVERY = [
-    pytest.param([*words, "-o", "new"] if words[0] == "run" else words, said, id=" ".join(words))
-    for words, said in (*INFO, *IMPORT, *PRICES, *RUN, *OTHERS)
+    pytest.param(
+        [*words, "-o", "new"] if words[0] in ("run", "sweep") and "-o" not in words else words, said, id=" ".join(words)
+    )
+    for words, said in (*INFO, *IMPORT, *PRICES, *RUN, *SWEEP, *OTHERS)
 ]
 
 

@@ -53,6 +53,9 @@ ROW: dict[str, Any] = {
         ({"reject_counts": '{"missing_capability:tools": 1, "min_context": 1}'}, "tools evidence"),
         ({"reject_counts": '{"cmp:success_rate:ge": 1, "min_context": 1}'}, "reliability evidence"),
         ({"reject_counts": "{}"}, "filter"),
+        ({"reject_counts": '{"not": 1}'}, "evaluation of the filter"),
+        ({"reject_counts": '{"not": 1}', "order_hash": 8}, "filter"),
+        ({"reject_counts": "[damaged"}, "filter"),
         ({"score_2": 0.7}, UNSEEN),
         ({"route_2": "r", "route_3": "q"}, "order of ties"),
         ({"chosen_route": "q"}, "disabled providers"),
@@ -77,7 +80,13 @@ def test_stamps_are_held_by_route_not_by_place() -> None:
 def test_what_only_one_row_knows_of_a_route_is_no_cause() -> None:
     """A recorded route that left the first three has no price there; what rejected it is the cause."""
     before = {**ROW, "recorded_first_route": "p"}
-    now = {**before, "route_1": "s", "chosen_route": "s", "reject_counts": '{"missing_capability:tools": 1}'}
+    now = {
+        **before,
+        "route_1": "s",
+        "chosen_route": "s",
+        "reject_counts": '{"missing_capability:tools": 1}',
+        "order_hash": 8,
+    }
     now["recorded_latency_ms"] = before["recorded_latency_ms"] = 0.5
     assert likely(before, now).label == "filter and tools evidence"
 
@@ -85,6 +94,15 @@ def test_what_only_one_row_knows_of_a_route_is_no_cause() -> None:
 def test_rounding_is_no_cause() -> None:
     """A stamp's last bits are not what moved a decision."""
     assert likely(ROW, {**ROW, "success_rate_1": 0.5 + 1e-15, "chosen_route": "q"}).label == "disabled providers"
+
+
+def test_a_route_that_left_the_first_three_when_more_were_rejected_is_named() -> None:
+    """It is the one that the filter most likely took out."""
+    now = {**ROW, "route_1": "q", "route_2": "r", "route_3": "s", "order_hash": 8}
+    now["reject_counts"] = '{"min_context": 1, "missing_capability:tools": 1}'
+    cause = likely(ROW, now)
+    assert cause.label == "tools evidence"
+    assert cause.said == "missing_capability:tools rejects 1, not 0; p stood among the first three before"
 
 
 @pytest.mark.parametrize(("before", "now"), [(None, ROW), (ROW, None)])

@@ -88,7 +88,7 @@ def test_what_cannot_be_compared_fails_once(suite: Path) -> None:
     ("change", "code", "said"),
     [
         (lambda text: text.replace("guards", "gaurds"), 2, "has no guards; expected a text"),
-        (lambda text: text.replace('"ledger"', '"gone"'), 1, "scenario small: the scenario small has no ledger at"),
+        (lambda text: text.replace('"ledger"', '"gone"'), 1, "scenario small: there is no ledger at"),
         (lambda text: text.replace('"ledger"', '"gone"') + 'absent = "it is private"\n', 0, "7 skipped"),
     ],
     ids=["a wrong suite", "a lost ledger", "absent data"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +13,11 @@ import polars as pl
 import pytest
 
 from replay.cli import run_cli
-from replay.gate.check import Checked
+from replay.gate.check import Checked, compare
 from replay.gate.differences import DIFFERENCES
+from replay.gate.outcome import Outcome
 from replay.gate.report import document, failure, headline
+from replay.gate.suite import read_suite
 from replay.gate.text import to_text
 
 
@@ -74,6 +78,7 @@ def test_the_report_answers_in_a_reviewers_order(suite: Path, regression: Checke
         "Decisions: 60 compared, 2 flipped, 0 more flipped on a tie, 1 differ otherwise, 0 added, 0 missing.",
         "First divergence: call 31 at 1970-01-12T13:56:",
         "Likely cause: reliability evidence; ",
+        "It flips.",
         "By cause",
         "Clearest flips (2 of 2)",
         "Predictions: 1 of ",
@@ -100,14 +105,37 @@ def test_the_first_divergence_shows_every_value_that_differs(suite: Path, regres
 def test_a_flip_shows_both_sides_scores_margins_and_stamps(suite: Path, regression: Checked) -> None:
     """Two lines a flip, what each side chose and saw of the other's choice; the larger margin first."""
     text = to_text(document(suite, [regression]))
-    table = text[text.index("Clearest flips") : text.index("“other's”")].splitlines()[2:-1]
+    table = text[text.index("Clearest flips") : text.index("In brackets:")].splitlines()[2:-1]
     firsts, seconds = table[::2], table[1::2]
     assert sorted(line.split()[0] for line in firsts) == ["31", "46"]
     assert [line.split()[0] for line in seconds] == ["now", "now"]
-    assert all(" baseline " in line and " 0.990 " in line for line in firsts)
+    assert all(" baseline " in line and " 0.990 (" in line for line in firsts)
     margins = [float(re.search(r"\|\w +(\d\.\d{4}) ", line)[1]) for line in table]  # type: ignore[index]
     clear = [min(margins[place : place + 2]) for place in (0, 2)]
     assert clear == sorted(clear, reverse=True)
+
+
+def test_the_first_divergence_says_what_lies_on_the_evidence_s_border(
+    suite: Path, outcome: Outcome, doctored: Any, putting: Any
+) -> None:
+    """An attempt at the very edge of the window is what `<` for `≤` moves; the report points at it, and at no other."""
+    doctored("decisions", putting("success_rate_1", 40, 0.99))
+    row = outcome.decisions.row(40, named=True)
+    for off_ms, told in ((0, True), (1, False)):
+        edge = {"route_key": [row["route_1"]], "ts": [row["evidence_ms"] - 900_000 + off_ms]}
+        now = dataclasses.replace(outcome, ends=pl.concat([outcome.ends, pl.DataFrame(edge)]))
+        text = to_text(document(suite, [compare(read_suite(suite).scenarios[0], now)]))
+        assert ("in the very millisecond in which its window of 15m begins" in text) is told
+
+
+def test_the_parts_of_the_proof_are_marked_each_for_itself(suite: Path, outcome: Outcome) -> None:
+    """A reproduction that fails says nothing against an audit that holds."""
+    record = json.loads(json.dumps(outcome.record))
+    record["reproduction"] |= {"agreed": 59, "causes": {"tie": 1}, "first_mismatch": "call 1: recorded a, replayed b"}
+    found = compare(read_suite(suite).scenarios[0], dataclasses.replace(outcome, record=record, passed=False))
+    text = failure(suite, found, "proof") or ""
+    assert "the replay itself does not hold: its reproduction fails." in text
+    positions(text, "✗ Reproduction: 98.33% of 60", "- Audit of production-now: 0 mismatches", "The proof differs")
 
 
 def test_ties_are_counted_apart_and_still_fail(
@@ -131,7 +159,7 @@ def test_each_failing_test_tells_its_own_part(suite: Path, regression: Checked) 
     assert "First divergence" in (told["decisions"] or "")
     for check in ("predictions", "sql"):
         text = told[check] or ""
-        assert text.startswith(f"small: {check} differ from the baseline")
+        assert text.startswith(f"small: {check} not as accepted")
         assert headline(regression) in text
         assert "First divergence" not in text
         assert text.endswith("--diff small.parquet")
@@ -155,7 +183,7 @@ def test_metrics_change_with_paired_intervals_or_the_reason_for_none(
         re.sub(r'("metric": "brier, as read",\n *"of": \d+,\n.*\n *"value": )[\d.]+', r"\g<1>0.25", record.read_text())
     )
     text = failure(suite, held(), "metrics") or ""
-    row = re.search(r"production-now +brier, as read +0\.25 +0\.(\d+) +-0\.\d+ +none: 1 of 30 blocks", text)
+    row = re.search(r"production-now +brier, as read +0\.25 +0\.(\d+) +-0\.\d+ +none: 1 of 30 blocks needed", text)
     assert row is not None, text
 
 

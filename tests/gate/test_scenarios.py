@@ -21,13 +21,18 @@ LARGEST_BYTES = 1_500_000
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SUITE.scenarios, ids=[one.name for one in SUITE.scenarios])
-def test_a_scenario_decides_as_accepted(scenario: Scenario) -> None:
-    """The code at hand decides every committed scenario as its baseline says; the failure text is the gate's report."""
-    checked = check(scenario)
+def test_a_scenario_decides_as_accepted(scenario: Scenario, postgres_url: str) -> None:
+    """The code at hand decides every committed scenario as its baseline says, and PostgreSQL answers the shared SQL.
+
+    The failure text is the gate's report.
+    """
+    checked = check(scenario, postgres_url=postgres_url)
     if checked.skipped:
         assert checked.problem, "a scenario is skipped for the reason that its suite gives, never without one"
         pytest.skip(checked.problem)
     assert checked.verdict is Verdict.same, to_text(document(SUITE.path, [checked]))
+    assert checked.now is not None
+    assert checked.now.postgres is not None
 
 
 def test_there_are_six_scenarios_of_our_own_and_each_says_what_it_guards() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,3 +116,13 @@ def test_scenarios_are_picked_by_name(tmp_path: Path) -> None:
     assert [one.name for one in suite.only(["b"]).scenarios] == ["b"]
     with pytest.raises(ReplayError, match="has no scenario 'c'; it has a, b"):
         suite.only(["c"])
+
+
+@pytest.mark.parametrize("since", ["noon", 1.5, None, [1]])
+def test_a_slice_whose_manifest_gives_no_span_is_replayed_whole(tmp_path: Path, since: Any) -> None:
+    """What is not a pair of instants in ms is no span; that the input is another one then, the check says."""
+    (tmp_path / "ledger").mkdir()
+    said = {"slice": {"since_ms": since, "until_ms": 2_000_000_000}}
+    (tmp_path / "ledger" / "manifest.json").write_text(json.dumps(said))
+    (scenario,) = read_suite(written(tmp_path, LEAST.replace('"l"', '"ledger"'))).scenarios
+    assert (scenario.since_ms, scenario.until_ms) == (None, None)

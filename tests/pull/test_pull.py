@@ -16,6 +16,9 @@ from replay.ledger.importers import import_file
 from replay.ledger.lacks import lacks
 from replay.ledger.mirror import open_mirror
 from replay.ledger.pull import PullReport, pull
+from replay.ledger.pull.source import open_source
+from replay.ledger.pull.state import Pulled
+from replay.ledger.pull.tables import describe
 
 Production = psycopg.Connection[Any]
 
@@ -57,6 +60,21 @@ def test_a_second_pull_reads_only_what_is_new(production: Production, postgres_u
     add_attempts(production, 3)
     assert _read(pull(postgres_url, mirror)) == {"route_observations": 3}
     assert_same(production, mirror, "route_observations")
+
+
+def test_late_rows_are_looked_for_by_an_index(production: Production, postgres_url: str) -> None:
+    """Not by reading the ledger: PostgreSQL plans it so as soon as it knows the table's size."""
+    for _ in range(20):
+        add_attempts(production, 5_000)
+    production.execute("VACUUM ANALYZE route_observations")
+    with open_source(postgres_url, statement_timeout_ms=10_000) as source:
+        table = describe(source, "route_observations")
+        assert table is not None
+        before = Pulled(100_000, source.snapshot, None, table.way, complete=True)
+        late = table.written_since(before, source.snapshot)
+    plan = production.execute(f"EXPLAIN {table.select()} WHERE id <= 100000 AND {late} ORDER BY id").fetchall()
+    assert "route_observations_txid_idx" in str(plan)
+    assert "Seq Scan" not in str(plan)
 
 
 def test_rows_that_commit_late_are_found(production: Production, postgres_url: str, mirror: Path) -> None:

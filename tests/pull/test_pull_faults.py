@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -135,6 +136,39 @@ def test_a_pull_that_is_interrupted_stops_with_whole_batches(
     with open_mirror(mirror) as connection:
         assert "not pulled to its end" not in " ".join(lacks(connection))
     assert_same(production, mirror, "route_observations")
+
+
+@pytest.mark.slow
+def test_the_command_stopped_by_ctrl_c_says_what_is_stored(
+    production: Production, postgres_url: str, mirror: Path
+) -> None:
+    """All attempts are stored and the calls wait for a lock: it says so and ends with 130; again, and it completes."""
+    add_attempts(production, 20_000)
+    add_call(production, session_id="s")
+    command = [sys.executable, "-m", "replay", "pull", str(mirror)]
+    environment = {**os.environ, "DATABASE_URL": postgres_url, "COLUMNS": "200"}
+    with psycopg.connect(postgres_url) as other:
+        other.execute("LOCK TABLE calls IN ACCESS EXCLUSIVE MODE")
+        running = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        waits = (
+            "SELECT 1 FROM pg_stat_activity WHERE application_name = 'replay pull' AND wait_event_type = 'Lock' "
+            "AND datname = current_database()"
+        )
+        while running.poll() is None and not production.execute(waits).fetchone():
+            time.sleep(0.01)
+        os.killpg(running.pid, signal.SIGINT)
+        out, said = running.communicate(timeout=30)
+    assert (running.returncode, out) == (130, "")
+    assert said.strip() == (
+        f"replay: stopped; what was read until then is stored in {mirror}: 20,000 of route_observations; the same "
+        "command goes on from there"
+    )
+    assert len(held(mirror, "route_observations")) == 20_000
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stderr.strip()) == (0, "")
+    assert_same(production, mirror)
 
 
 @pytest.mark.slow

@@ -39,6 +39,21 @@ def test_the_report_opens_without_a_network(written: Path, width: int, size: str
         assert browser.console_errors(session) == []
 
 
+TABLES = """
+return [...document.querySelectorAll('#figures .scroll')].map(box => [box.scrollWidth, box.clientWidth]);
+"""
+
+
+def test_the_tables_of_figures_fit_a_narrow_window(written: Path) -> None:
+    """At 1,100 pixels no column is cut: words wrap, numbers do not have to."""
+    with browser.chromium() as session:
+        session.get(written.as_uri())
+        browser.set_media(session, dark=False, width=1100)
+        found = session.execute_script(TABLES)
+        assert len(found) > 2
+        assert all(whole <= shown for whole, shown in found)
+
+
 def test_the_report_prints_light_pictures(written: Path) -> None:
     """On paper every chart is the wide, light one, whatever the screen shows."""
     with browser.chromium() as session:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from store_rows import NOW_MS, attempt, call
 
 from replay.bench.servers import TemporaryServer
@@ -273,6 +273,30 @@ def test_no_secret_is_said_anywhere(
     ]
     assert [text for text in said if SECRET in text or wrong in text] == []
     assert [one.getMessage() for one in caplog.records if f"password={SECRET}" in one.getMessage()] == []
+
+
+@pytest.mark.slow
+def test_no_log_names_the_server_that_is_away(own_server: TemporaryServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither its host nor the folder of its socket, at no level and by no logger: psycopg's pool has its own."""
+    caplog.set_level(logging.DEBUG)
+    host = str(conninfo_to_dict(own_server.url)["host"])
+    store = Store(own_server.url, statement_timeout_ms=200, retention_days=None)
+    assert store.ready(20)
+    store.read(NOW_MS)
+    own_server.stop()
+    elsewhere = Store("host=nobody-there.invalid user=zz_user dbname=zz_data", statement_timeout_ms=200)
+    for one in (store, elsewhere):
+        for _ in range(2):
+            with pytest.raises(ReplayError):
+                one.read(NOW_MS)
+        one.record_attempt(attempt(1))
+        one.drain(1.5)  # meanwhile the pool gives up connecting, and says so
+        one.close(0.1)
+    own_server.start()
+    said = [record.getMessage() + str(record.exc_text) for record in caplog.records if "pgserver" not in record.name]
+    assert any(text.startswith("error connecting in 'route-replay-reads'") for text in said)
+    hidden = (host, "nobody-there", "zz_user", "zz_data")
+    assert [text for text in said if any(one in text for one in hidden)] == []
 
 
 def test_without_any_connection_string_it_says_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from store_rows import offer
 
 from replay.core import Schema, admit
 from replay.ledger.rows import OfferRow
-from replay.ledger.store import Store
+from replay.ledger.store import REMEMBERED, Store
 from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW, Settings
 
 Ask = Callable[..., list[dict[str, Any]]]
@@ -128,3 +128,17 @@ def test_the_store_records_its_own_settings_and_those_it_is_given(open_store: Op
     rows = {row["settings_id"]: row["settings"] for row in ask("SELECT * FROM settings")}
     expected: list[Settings] = [PRODUCTION_NOW, PRODUCTION_BEFORE]
     assert rows == {one.identity: one.to_json() for one in expected}
+
+
+def test_only_so_many_policies_are_remembered() -> None:
+    """The one recorded longest ago is forgotten, and queued again when it comes again, to no effect on the ledger."""
+    store = Store("host=/nowhere/at/all", retention_days=None)
+    policies = [admit([*TERM[:2], ["lit", float(number)], *TERM[3:]]) for number in range(REMEMBERED + 1)]
+    before = store.health().queued
+    for policy in (*policies, policies[-1]):
+        store.record_policy(policy)
+    assert store.health().queued == before + len(policies)
+    for policy in (policies[0], policies[0], policies[-1]):
+        store.record_policy(policy)
+    assert store.health().queued == before + len(policies) + 1
+    store.close(0.0)

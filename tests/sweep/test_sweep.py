@@ -18,11 +18,11 @@ import pytest
 from analysis import prequential
 from replay import engine
 from replay.cli import run_cli
-from replay.errors import ReplayError
+from replay.errors import ReplayError, StoppedError
 from replay.ledger.load import Ledger
 from replay.settings import PRODUCTION_NOW, Settings
 from replay.sweep.grid import at_point
-from replay.sweep.running import METRICS_SCHEMA, StoppedError, Swept, sweep
+from replay.sweep.running import METRICS_SCHEMA, Swept, sweep
 from replay.sweep.work import AGREEMENT, DECISIONS, FLIPS, SWITCHES, UNDECIDED_SHARE
 from tests.sweep.conftest import SINCE_MS, UNTIL_MS
 

@@ -7,7 +7,7 @@ therefore reads two kinds of rows, both from one snapshot:
     id > last id    the rest, in the order of ids, batch by batch
 
 A batch's rows and how far they go are one transaction of the mirror, so a pull may be stopped anywhere, by kill -9
-too, and the next one goes on from there. While a batch is stored the next one is already on its way.
+too, and the next one goes on from there. While rows are stored the next ones are already on their way.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ __all__ = ["PullReport", "TablePull", "pull"]
 STATEMENT_TIMEOUT_MS = 60_000
 
 BATCH_ROWS = 122_880
-"""Rows stored at once, fewer if they are wide: a row group of DuckDB, which it writes best."""
+"""Rows stored at once, fewer if they are wide: a row group of DuckDB, which a commit writes as it is. Fewer rows are
+copied into the table's last row group, which is compressed again each time: that costs twice as much."""
 
-_MEMORY = "208MB"
+_MEMORY = "144MB"
 _COMPARED_ROWS = 200
 
 
@@ -84,7 +85,7 @@ def pull(
             with open_mirror(mirror, write=True):
                 pass  # from now on what is pulled stays, also when the pull is stopped
         with open_mirror(mirror, write=True, wait_s=wait_s) as connection:
-            # One thread: the other core reads the next batch, and two would cost half as much work again.
+            # One thread: the other core reads what comes next, and two would cost half as much work again.
             connection.execute(f"SET memory_limit = '{_MEMORY}'; SET threads = 1; SET enable_progress_bar = false")
             _check_ledger(connection, source, described)
             with transaction(connection):

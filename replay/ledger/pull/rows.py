@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import count, groupby
+from operator import itemgetter
 
 import duckdb
 import polars as pl
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from replay.errors import ReplayError
 from replay.ledger.pseudonyms import COLUMNS, Pseudonyms
+from replay.ledger.pull.ahead import ahead
 from replay.ledger.pull.source import Source
 from replay.ledger.pull.state import Pulled, pulled, remember
 from replay.ledger.pull.tables import PER_MS, SINCE, SourceTable
@@ -20,7 +22,10 @@ from replay.ledger.pull.tables import PER_MS, SINCE, SourceTable
 Say = Callable[[str, int, int], None]
 """Told which table is pulled, how many rows have come, and about how many there are."""
 
-_BATCH_BYTES = 32 << 20
+Insert = Callable[[pa.Table], str]
+"""Gives the SQL that stores what is registered as `_ROWS`."""
+
+_BATCH_BYTES = 96 << 20
 _FIRST_ROWS = 16_384  # until the width of the rows is known
 _LEAST_ROWS = 512
 _NO_ID = -1
@@ -64,14 +69,14 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
         connection.execute("COMMIT")
     except duckdb.Error as error:
         _abandon(connection)
-        if isinstance(error, duckdb.InterruptException):
-            raise KeyboardInterrupt from error
         raise ReplayError(
             f"The mirror could not be written: {str(error).splitlines()[0]}. What was stored before stays; if the "
             "disk is full or memory is short, make room, then pull again."
         ) from error
-    except BaseException:
+    except BaseException as error:
         _abandon(connection)
+        if isinstance(error.__cause__, KeyboardInterrupt):  # a query that Ctrl-C breaks into raises a RuntimeError
+            raise error.__cause__ from None
         raise
 
 
@@ -104,7 +109,10 @@ class _Pull:
         if self.table.by_id:
             self._by_id(before, state)
         else:
-            self._store(self.source.table(self.table.select()), state, self._insert_changed)
+            with transaction(self.mirror):
+                self._store(self.source.table(self.table.select()), self._insert_changed)
+                remember(self.mirror, self.table.name, state)
+            self._tell()
         return TablePull(self.table.name, self.read, self.stored, self.table.way, self.table.lacking, since_ms)
 
     def _by_id(self, before: Pulled | None, state: Pulled) -> None:
@@ -115,9 +123,11 @@ class _Pull:
             # Until all of these are here the mirror goes no further than it did.
             again = f"id <= {before.last_id} AND {kept} AND ({self._again(before, state)})"
             self._in_batches(again, self._insert_changed, lambda _: replace(before, complete=False))
-        self.about = self.read + self._span(beyond)
-        # A row of these two never changes; a file may have brought it already.
-        insert = self._insert_new if self.table.name in SINCE else self._insert_changed
+        first, last = self._ends(beyond)
+        self.about = self.read + last - first + 1
+        insert: Insert = self._insert_changed
+        if self.table.name in SINCE:  # a row of these never changes; a file may have brought it already
+            insert = self._insert_missing if self._holds(first, last) else self._insert_new
         last_id = self._in_batches(beyond, insert, lambda reached: replace(state, last_id=reached, complete=False))
         with transaction(self.mirror):
             remember(self.mirror, self.table.name, state if last_id is None else replace(state, last_id=last_id))
@@ -130,61 +140,60 @@ class _Pull:
         goes_back = before.since_ms is not None and (state.since_ms is None or state.since_ms < before.since_ms)
         return f"{late} OR {self._ended_before(before.since_ms or 0)}" if goes_back else late
 
-    def _in_batches(
-        self, where: str, insert: Callable[[pa.Table], str], reached: Callable[[int], Pulled]
-    ) -> int | None:
+    def _in_batches(self, where: str, insert: Insert, reached: Callable[[int], Pulled]) -> int | None:
         """Store the rows that hold, each batch with how far it `reached`; return the last id, None without any."""
-        last_id = None
-        with closing(self._batches(where)) as batches:
-            for rows in batches:
-                last_id = rows.column("id")[-1].as_py()
-                self._store(rows, reached(last_id), insert)
+        last_id: int | None = None
+        with ahead(self._coming(where), stop=self.source.cancel) as coming:
+            for _, batch in groupby(coming, key=itemgetter(0)):
+                with transaction(self.mirror):
+                    for _, rows in batch:
+                        self._store(rows, insert)
+                    last_id = int(rows.column("id")[-1].as_py())
+                    remember(self.mirror, self.table.name, reached(last_id))
+                self._tell()
         return last_id
 
     def _ended_before(self, at_ms: int) -> str:
         column, unit_ms = PER_MS[self.table.name]
         return f"({column} < {-(-at_ms // unit_ms)})"
 
-    def _span(self, where: str) -> int:
-        """Return how many ids there are to go through, which costs two looks at an index, unlike a count."""
-        ends = f"min(id)::bigint, max(id)::bigint FROM {self.table.name}"
-        first, last = self.source.row(f"SELECT {ends} WHERE {where}")
-        return 0 if first is None else int(last - first + 1)
+    def _ends(self, where: str) -> tuple[int, int]:
+        """Return the first and the last id of the rows that hold, which costs two looks at an index; (0, -1): none."""
+        first, last = self.source.row(f"SELECT min(id)::bigint, max(id)::bigint FROM {self.table.name} WHERE {where}")
+        return (0, -1) if first is None else (int(first), int(last))
 
-    def _batches(self, where: str) -> Generator[pa.Table]:
-        """Yield the rows that hold, in the order of ids; the next ones are read while the last are stored."""
+    def _holds(self, first: int, last: int) -> bool:
+        found = self.mirror.execute(f"SELECT 1 FROM {self.table.name} WHERE id BETWEEN {first} AND {last} LIMIT 1")
+        return found.fetchone() is not None
+
+    def _coming(self, where: str) -> Generator[tuple[int, pa.Table]]:
+        """Yield the rows that hold, in the order of ids and a few at a time, each with the number of its batch."""
         select = f"{self.table.select()} WHERE {where}"
+        after, limit = "", min(_FIRST_ROWS, self.batch_rows)
+        for number in count():
+            rows = size = 0
+            for some in self.source.batches(f"{select} {after} ORDER BY id LIMIT {limit}"):
+                rows, size = rows + some.num_rows, size + some.nbytes
+                if some.num_rows:
+                    after = f"AND id > {some.column('id')[-1].as_py()}"
+                    yield number, self._named(pa.Table.from_batches([some]))
+            if rows < limit:
+                return
+            limit = min(self.batch_rows, max(_LEAST_ROWS, _BATCH_BYTES * rows // max(1, size)))
 
-        def fetch(after: str, rows: int) -> pa.Table:
-            return self.source.table(f"{select} {after} ORDER BY id LIMIT {rows}")
-
-        with ThreadPoolExecutor(1) as reader:
-            limit = min(_FIRST_ROWS, self.batch_rows)
-            coming = reader.submit(fetch, "", limit)
-            try:
-                while (rows := coming.result()).num_rows:
-                    complete = rows.num_rows < limit
-                    fitting = _BATCH_BYTES * rows.num_rows // max(1, rows.nbytes)
-                    limit = min(self.batch_rows, max(_LEAST_ROWS, fitting))
-                    if not complete:
-                        coming = reader.submit(fetch, f"AND id > {rows.column('id')[-1].as_py()}", limit)
-                    yield rows
-                    if complete:
-                        return
-            except BaseException:
-                self.source.cancel()
-                raise
-
-    def _store(self, rows: pa.Table, state: Pulled, insert: Callable[[pa.Table], str]) -> None:
-        self.mirror.register(_ROWS, self._named(rows))
+    def _store(self, rows: pa.Table, insert: Insert) -> None:
+        """Store rows inside the caller's transaction."""
+        self.read += rows.num_rows
+        if not rows.num_rows:
+            return
+        self.mirror.register(_ROWS, rows)
         try:
-            with transaction(self.mirror):
-                found = self.mirror.execute(insert(rows)).fetchone() if rows.num_rows else None
-                remember(self.mirror, self.table.name, state)
+            found = self.mirror.execute(insert(rows)).fetchone()
         finally:
             self.mirror.unregister(_ROWS)
-        self.read += rows.num_rows
         self.stored += found[0] if found else 0
+
+    def _tell(self) -> None:
         self.say(self.table.name, self.read, max(self.read, self.about))
 
     def _named(self, rows: pa.Table) -> pa.Table:
@@ -196,12 +205,11 @@ class _Pull:
         return rows
 
     def _insert_new(self, rows: pa.Table) -> str:
-        """Return SQL that stores the rows whose ids the mirror does not have; only a file can have brought them."""
-        low, high = rows.column("id")[0].as_py(), rows.column("id")[-1].as_py()
-        return (
-            f"INSERT INTO {self.table.name} BY NAME SELECT * FROM {_ROWS} "
-            f"ANTI JOIN (SELECT id FROM {self.table.name} WHERE id BETWEEN {low} AND {high}) USING (id)"
-        )
+        return f"INSERT INTO {self.table.name} BY NAME SELECT * FROM {_ROWS}"
+
+    def _insert_missing(self, rows: pa.Table) -> str:
+        """Return SQL that stores the rows whose ids the mirror does not have; looking for each takes its time."""
+        return f"INSERT OR IGNORE INTO {self.table.name} BY NAME SELECT * FROM {_ROWS}"
 
     def _insert_changed(self, rows: pa.Table) -> str:
         """Return SQL that stores the rows that the mirror does not have, or has otherwise."""

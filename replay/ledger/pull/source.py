@@ -8,7 +8,7 @@ host or the query, so only PostgreSQL's own sentence is passed on, without what 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,11 +17,15 @@ from typing import Any
 import adbc_driver_postgresql.dbapi as adbc  # type: ignore[import-untyped, unused-ignore]
 import psycopg
 import pyarrow as pa
+from adbc_driver_postgresql import StatementOptions
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from replay.errors import ReplayError
+from replay.ledger.pull.ahead import ahead
 
 CONNECT_TIMEOUT_S = 10
+
+_SOME_BYTES = 8 << 20  # half of the driver's own choice: as fast, and several are in hand at a time
 
 _HARMLESS = ("port", "connect_timeout", "application_name", "sslmode")
 
@@ -86,11 +90,26 @@ class Source:
 
     def table(self, query: str) -> pa.Table:
         """Run a query and return all its rows; raises ReplayError, without secrets, when it fails."""
+        # In another thread: in the main one the driver takes Ctrl-C for itself and makes an error of the query of it.
+        with ahead(self._whole(query), stop=self.cancel) as tables:
+            return next(tables)
+
+    def _whole(self, query: str) -> Generator[pa.Table]:
         try:
             with self._connection.cursor() as cursor:
                 cursor.execute(query)
-                return cursor.fetch_arrow_table()
+                yield cursor.fetch_arrow_table()
         except adbc.Error as error:
+            raise failed(error, self._secrets) from None
+
+    def batches(self, query: str) -> Generator[pa.RecordBatch]:
+        """Run a query and yield its rows as they come, some MB at a time; raises ReplayError as `table` does."""
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.adbc_statement.set_options(**{StatementOptions.BATCH_SIZE_HINT_BYTES.value: str(_SOME_BYTES)})
+                cursor.execute(query)
+                yield from cursor.fetch_record_batch()
+        except (adbc.Error, pa.ArrowException, OSError) as error:  # half-way it is Arrow that says it
             raise failed(error, self._secrets) from None
 
     def cancel(self) -> None:
