@@ -1,9 +1,10 @@
 -- The workbench's DuckDB mirror: production's tables with the same columns and types (see schema.sql),
 -- without what DuckDB has no word for (identity, transaction ids, advisory locks), and the mirror's own
--- tables at the end. Every statement may be run again.
+-- tables at the end. Every statement may be run again. The two large tables have no PRIMARY KEY: DuckDB keeps it as an
+-- index in memory, which would cost a pull a tenth of its time; whoever writes them leaves out what is there already.
 
 CREATE TABLE IF NOT EXISTS calls (
-    id                BIGINT PRIMARY KEY,
+    id                BIGINT NOT NULL,      -- its key; see above
     ts                BIGINT NOT NULL,      -- seconds, when the call ended
     usage_event_id    TEXT,
     session_id        TEXT,
@@ -37,7 +38,7 @@ CREATE TABLE IF NOT EXISTS calls (
 );
 
 CREATE TABLE IF NOT EXISTS route_observations (
-    id                 BIGINT PRIMARY KEY,
+    id                 BIGINT NOT NULL,     -- its key; see above
     ts                 BIGINT NOT NULL,     -- milliseconds, when the attempt ended
     provider_id        TEXT,
     model_family       TEXT,

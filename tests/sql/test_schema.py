@@ -84,11 +84,13 @@ def test_both_engines_have_the_same_columns_and_types(empty: Any, mirror: duckdb
 
 
 def test_both_engines_have_the_same_primary_keys(empty: Any, mirror: duckdb.DuckDBPyConnection) -> None:
-    """The mirror identifies a row by what production identifies it by."""
+    """The mirror identifies a row by what production does; of the two large tables it keeps no index of that."""
     _evolve(empty)
     theirs = [row for row in mirror.execute(KEYS, ["main"]).fetchall() if row[0][:7] != "mirror_"]
-    assert empty.execute(KEYS, ["public"]).fetchall() == theirs
-    assert ("calls", "id") in theirs
+    ours = empty.execute(KEYS, ["public"]).fetchall()
+    large = [("calls", "id"), ("route_observations", "id")]
+    assert set(large) <= set(ours)
+    assert [row for row in ours if row not in large] == theirs
 
 
 def test_the_mirror_can_be_made_twice(mirror: duckdb.DuckDBPyConnection) -> None:

@@ -35,7 +35,7 @@ BATCH_ROWS = 122_880
 """Rows stored at once, fewer if they are wide: a row group of DuckDB, which a commit writes as it is. Fewer rows are
 copied into the table's last row group, which is compressed again each time: that costs twice as much."""
 
-_MEMORY = "144MB"
+_MEMORY = "112MB"
 _COMPARED_ROWS = 200
 
 

@@ -10,14 +10,14 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-_AHEAD = 2
+_AHEAD = 3
 _GLANCE_S = 0.1  # a wait without an end would not notice Ctrl-C where the system tells another thread of it
 _END = object()
 
 
 @contextmanager
 def ahead(items: Generator[Item], stop: Callable[[], None]) -> Generator[Iterator[Item]]:
-    """Give a generator's items, in their order, the next two being made in another thread meanwhile.
+    """Give a generator's items, in their order, the next few being made in another thread meanwhile.
 
     An error of the generator is raised where its item would have come. Where the block ends by an error, `stop` is
     called to cut short what the other thread does. The generator is closed and the thread gone when the block is left.

@@ -29,7 +29,7 @@ _BATCH_BYTES = 96 << 20
 _FIRST_ROWS = 16_384  # until the width of the rows is known
 _LEAST_ROWS = 512
 _NO_ID = -1
-_ROWS = "pulled_rows"
+_ROWS, _CHANGED = "pulled_rows", "changed_rows"
 
 
 @dataclass(frozen=True)
@@ -209,15 +209,23 @@ class _Pull:
 
     def _insert_missing(self, rows: pa.Table) -> str:
         """Return SQL that stores the rows whose ids the mirror does not have; looking for each takes its time."""
-        return f"INSERT OR IGNORE INTO {self.table.name} BY NAME SELECT * FROM {_ROWS}"
+        held = f"SELECT id FROM {self.table.name} WHERE {_between(rows)}"
+        return f"INSERT INTO {self.table.name} BY NAME SELECT * FROM {_ROWS} ANTI JOIN ({held}) USING (id)"
 
     def _insert_changed(self, rows: pa.Table) -> str:
         """Return SQL that stores the rows that the mirror does not have, or has otherwise."""
-        columns = ", ".join(self.table.columns)
-        held = f"SELECT {columns} FROM {self.table.name}"
-        if self.table.by_id and rows.num_rows:
-            held += f" WHERE id BETWEEN {rows.column('id')[0].as_py()} AND {rows.column('id')[-1].as_py()}"
-        return (
-            f"INSERT OR REPLACE INTO {self.table.name} BY NAME "
-            f"(SELECT {columns} FROM {_ROWS} EXCEPT {held}) ORDER BY {', '.join(self.table.key)}"
+        name, columns = self.table.name, ", ".join(self.table.columns)
+        held = f"SELECT {columns} FROM {name} WHERE {_between(rows) if self.table.by_id else 'TRUE'}"
+        changed = f"(SELECT {columns} FROM {_ROWS} EXCEPT {held}) ORDER BY {', '.join(self.table.key)}"
+        if name not in SINCE:
+            return f"INSERT OR REPLACE INTO {name} BY NAME {changed}"
+        return (  # these have no primary key
+            f"CREATE OR REPLACE TEMP TABLE {_CHANGED} AS {changed}; "
+            f"DELETE FROM {name} WHERE {_between(rows)} AND id IN (SELECT id FROM {_CHANGED}); "
+            f"INSERT INTO {name} BY NAME FROM {_CHANGED}"
         )
+
+
+def _between(rows: pa.Table) -> str:
+    ids = rows.column("id")
+    return f"id BETWEEN {ids[0].as_py()} AND {ids[-1].as_py()}"
