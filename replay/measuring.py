@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal
 
@@ -215,7 +215,8 @@ class Measuring:
         else:
             key = attempts.replica_seq if order == "sequence" else attempts.ts_ms
             group = attempts.route * self.process_count + self.attempt_process
-        return Facts(key[which], attempts.ts_ms[which], attempts.id[which], group[which])
+        facts = Facts(key, attempts.ts_ms, attempts.id, group)
+        return facts if len(which) == len(key) else Facts(*(getattr(facts, one.name)[which] for one in fields(facts)))
 
     def _reads(self, questions: Questions, state: str) -> Reads:
         if state == "shared":

@@ -104,7 +104,7 @@ def choices(decider: Decider, block: Block) -> Choices:
     decided, recorded = block.found.decided, block.found.stood[:, SHOWN]
     routes, first = _places(decider, block.calls)
     chosen = _at(routes, first + decided["chosen"], decided["chosen"] >= 0)
-    actual = actual_routes(decider, block.calls)
+    actual = decider.timeline.taken[block.calls]
     with np.errstate(invalid="ignore"):
         tie = np.abs(decided["best"] - recorded["score"]) <= TIE_TOLERANCE
     conditions = [
@@ -123,13 +123,6 @@ def choices(decider: Decider, block: Block) -> Choices:
     )
 
 
-def actual_routes(decider: Decider, calls: Ints) -> Ints:
-    """Return the number of the route that each call took: its first attempt's where known, else its final one."""
-    axis = decider.timeline
-    first = axis.calls.first_attempt[calls]
-    return _at(axis.attempts.route, np.maximum(first, 0), first >= 0, axis.calls.route[calls])
-
-
 def table(decider: Decider, measuring: Measuring, block: Block, *, recorded_policy: bool = False) -> pl.DataFrame:
     """Return a block as rows with the columns of DECISIONS; calls that could not be decided are left out.
 
@@ -144,7 +137,7 @@ def table(decider: Decider, measuring: Measuring, block: Block, *, recorded_poli
     policy_of, policies = decider.policies.numbered(recorded=recorded_policy)
     attempt = axis.calls.first_attempt[calls]
     first_route = _at(axis.attempts.route, np.maximum(attempt, 0), attempt >= 0)
-    actual = actual_routes(decider, calls)
+    actual = axis.taken[calls]
     chosen = _at(routes, first + decided["chosen"], decided["chosen"] >= 0)
     columns: dict[str, pl.Series] = {
         "setting": _named(pl.Enum([measuring.settings.name]), np.zeros(len(calls), dtype=np.int64)),
@@ -235,7 +228,7 @@ def interpreted(
     for start in range(0, len(calls), rows):
         some = calls[start : start + rows]
         few, found = decider.only(some), new_found(len(some))
-        parts, actual = few.parts(measuring), actual_routes(decider, some)
+        parts, actual = few.parts(measuring), decider.timeline.taken[some]
         for row, call in enumerate(some.tolist()):
             decision = few.decide(call, parts, recorded_policy=recorded_policy)
             if decision is not None:

@@ -25,6 +25,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from replay.errors import ReplayError
+from replay.kernel.layout import sorted_by
 from replay.kernel.snapshots import first_seen
 from replay.ledger.load import Ledger
 from replay.settings import Settings
@@ -62,7 +63,7 @@ class Texts:
     def of(cls, series: pl.Series) -> Texts:
         """Number the distinct texts of a column in byte order."""
         if isinstance(series.dtype, pl.Enum):  # as `load_ledger` makes them, its values in byte order
-            used, codes = _densely(_codes(series.to_physical()).astype(np.int64) + 1)
+            used, codes = densely(_codes(series.to_physical()).astype(np.int64) + 1)
             known = ["", *series.dtype.categories]
             some = int(len(used) > 0 and used[0] == 0)  # is -1 among them?
             return cls(codes - np.int32(some), [known[code] for code in used.tolist() if code])
@@ -155,6 +156,14 @@ class Timeline:
     _index: dict[str, int]
     _first_ms: Ints  # per route: the first attempt's start or call's decision; NEVER without any, and for "no route"
 
+    @cached_property
+    def taken(self) -> Ints:
+        """The number of the route that each call took: its first attempt's where known, else its final one."""
+        first = self.calls.first_attempt
+        if not len(self.attempts):
+            return self.calls.route
+        return np.where(first >= 0, self.attempts.route[np.maximum(first, 0)], self.calls.route)
+
     def number(self, key: str) -> int:
         """Return the number of a route key as the ledger writes it, -1 (no route) if it never does."""
         return self._index.get(key, -1)
@@ -243,7 +252,7 @@ def _route_keys(*parts: Texts) -> Texts:
     joined = np.zeros(len(parts[0]), dtype=np.int64)
     for part in parts:
         joined = joined * len(part.values) + part.codes
-    distinct, codes = _densely(joined)
+    distinct, codes = densely(joined)
     keys = []
     for number in distinct.tolist():
         names = []
@@ -254,7 +263,7 @@ def _route_keys(*parts: Texts) -> Texts:
     return Texts(codes, keys)
 
 
-def _densely(codes: Ints) -> tuple[Ints, Codes]:
+def densely(codes: Ints) -> tuple[Ints, Codes]:
     """Return the distinct codes in order, and each row's place among them."""
     highest = int(codes.max(initial=0))
     if highest > _DENSE_UP_TO:
@@ -518,7 +527,7 @@ def _recorded(timeline: Timeline, settings: Settings) -> Visibility:
     calls, attempts = timeline.calls, timeline.attempts
     read = calls.snapshot.read
     having = np.flatnonzero(calls.snapshot.known)
-    order = having[np.lexsort((calls.id[having], calls.evidence_ms[having], read.size[having]))]
+    order = having[sorted_by(read.size[having], calls.evidence_ms[having], calls.id[having])]
     texts = calls.snapshot.texts.gather(order)
     reach_ms = np.maximum.accumulate(calls.evidence_ms[order])
     by_time = np.argsort(calls.evidence_ms[order], kind="stable")
@@ -526,11 +535,13 @@ def _recorded(timeline: Timeline, settings: Settings) -> Visibility:
 
     visible_ms = attempts.ts_ms + _lags(timeline, settings)
     seen = first_seen(*read.of(order), attempts.txid, int(NEVER))
-    passed = np.searchsorted(reach_ms, visible_ms, side="right")
-    keys = np.where(attempts.txid >= 0, seen, np.where(passed < len(order), passed, NEVER))
+    keys, unnumbered = seen, np.flatnonzero(attempts.txid < 0)
+    passed = np.searchsorted(reach_ms, visible_ms[unnumbered], side="right")
+    keys[unnumbered] = np.where(passed < len(order), passed, NEVER)
     keys = np.where((keys == 0) & (visible_ms < known_ms[0]), visible_ms - BEFORE, keys)
 
     result = Visibility("recorded", keys, known_key, visible_ms, reach_ms, known_ms, known_key, texts)
-    call_keys = result.instants(calls.evidence_ms)
+    call_keys = np.empty(len(calls), dtype=np.int64)
+    call_keys[~calls.snapshot.known] = result.instants(calls.evidence_ms[~calls.snapshot.known])
     call_keys[order] = np.arange(1, len(order) + 1)
     return replace(result, calls=call_keys)

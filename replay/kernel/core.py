@@ -18,8 +18,7 @@ from replay.kernel import health as breakers
 from replay.kernel import loop
 from replay.kernel.layout import make_track, sorted_by, tools_values
 from replay.kernel.loop import ASKED, OUT_OF_ORDER, Found, Measures, decide, new_patterns, room
-from replay.kernel.population import Population, populate
-from replay.kernel.program import Records
+from replay.kernel.population import Population, distinct_candidates, populate
 from replay.kernel.ranking import Work, new_work
 from replay.kernel.requests import NOT_ASKED, Requests
 from replay.kernel.single import random_start
@@ -30,10 +29,12 @@ from replay.offerbook import OfferBook, Segment, list_prices, repriced
 from replay.pricing import PriceFactors, price_factors
 from replay.readings import Facts
 from replay.settings import Prices, Settings
-from replay.timeline import Bools, Floats, Ints
+from replay.timeline import Bools, Floats, Ints, densely
 
 ROWS_PER_BLOCK = 65_536
 STEP = 16_384
+
+Columns = dict[str, np.ndarray[tuple[int], np.dtype[Any]]]
 
 
 Say = Callable[[str, int, int], None]
@@ -79,9 +80,8 @@ class CompiledCore:
         self.requests = Requests()
         for text in timeline.attempts.provider.values:
             self.requests.providers.setdefault(text, len(self.requests.providers))
-        for segment in book.segments:
-            for candidate in segment.candidates:
-                self.requests.providers.setdefault(candidate.provider_id, len(self.requests.providers))
+        for candidate in distinct_candidates(book.segments)[0]:
+            self.requests.providers.setdefault(candidate.provider_id, len(self.requests.providers))
         self.segment = book.numbers_at(timeline.calls.decided_ms)
         self._numbers: dict[bool, tuple[Ints, Ints]] = {}
         self._populations: dict[str, Population] = {}
@@ -103,7 +103,7 @@ class CompiledCore:
         measures, stamped = self._measures(measuring)
         order = _order(measuring, calls, measures)
         population = self._population(settings.prices)
-        asked, opened, disabled = self._asked(measuring, calls, recorded_policy)
+        asked, opened, disabled = self._asked(measuring, recorded_policy)
         world = World(self.code, population, self.asking, opened, disabled)
         say(what if compiled_before() else f"{what} (compiling, once)", 0, len(calls))
         for block in self._blocks(calls, order, asked, measures, world, stamped):
@@ -111,7 +111,7 @@ class CompiledCore:
             say(what, int(np.searchsorted(calls, block.calls[-1])), len(calls))
 
     def _blocks(
-        self, calls: Ints, order: Ints, asked: Records, measures: Measures, world: World, stamped: Stamped
+        self, calls: Ints, order: Ints, columns: Columns, measures: Measures, world: World, stamped: Stamped
     ) -> Iterator[Block]:
         """Run the pass step by step; a block is handed out once all its calls are decided, whatever their order."""
         work: Work = new_work(world.population.widest, self.code, len(self.asking.request))
@@ -129,14 +129,20 @@ class CompiledCore:
         # Before position i, everything below open_from[i] is decided.
         open_from = np.append(np.minimum.accumulate(order[::-1])[::-1], len(calls))
         base, top, position = 0, 0, 0
-        found = room(ROWS_PER_BLOCK + STEP)
+        found, asked = room(ROWS_PER_BLOCK + STEP), np.zeros(STEP, dtype=ASKED)
+        same = [name for name, values in columns.items() if len(values) and np.all(values == values[0])]
+        for name in same:
+            asked[name] = columns[name][0]
+        varying = {name: values for name, values in columns.items() if name not in same}
         while position < len(order):
-            end = min(position + STEP, len(order))
+            first, end = position, min(position + STEP, len(order))
+            for name, values in varying.items():
+                asked[name][: end - first] = values[calls[order[first:end]]]
             top = max(top, int(order[position:end].max()) + 1)
             found = _with_room(found, top - base)
             while position < end:
                 at = decide(
-                    order, position, end, base, asked, measures, versions, world, stamped, work, patterns, found
+                    order, position, end, first, base, asked, measures, versions, world, stamped, work, patterns, found
                 )
                 if at == OUT_OF_ORDER:
                     raise NotCoveredError(
@@ -152,7 +158,7 @@ class CompiledCore:
             while ready and base + ready <= open_from[position]:
                 rows = slice(base, base + ready)
                 ours = Found(*(column[:ready] for column in found))
-                yield Block(calls[rows], ours, asked["health"][rows], states, texts)
+                yield Block(calls[rows], ours, columns["health"][calls[rows]], states, texts)
                 for column in found:
                     column[: top - base - ready] = column[ready : top - base]
                 base += ready
@@ -165,7 +171,7 @@ class CompiledCore:
         if recorded not in self._numbers:
             policy_of, policies = self.policies.numbered(recorded=recorded)
             pairs = policy_of * len(self.asked.distinct) + self.asked.codes
-            distinct, inverse = np.unique(pairs, return_inverse=True)
+            distinct, inverse = densely(pairs)
             request, hot = np.empty(len(distinct), dtype=np.int64), np.full(len(distinct), -1, dtype=np.int64)
             for place, pair in enumerate(distinct.tolist()):
                 policy, asked = (
@@ -180,35 +186,31 @@ class CompiledCore:
             self._numbers[recorded] = request[inverse], hot[inverse]
         return self._numbers[recorded]
 
-    def _asked(self, measuring: Measuring, calls: Ints, recorded: bool) -> tuple[Records, Bools, Bools]:
+    def _asked(self, measuring: Measuring, recorded: bool) -> tuple[Columns, Bools, Bools]:
+        """Return what every call is asked with, by column of ASKED, and what its state of health means."""
         request, hot = self._numbered(recorded)
         health, opened, disabled = self._health(measuring)
         axis = self.timeline.calls
-        first = axis.first_attempt[calls]
-        actual = axis.route[calls]
-        if len(self.timeline.attempts):
-            actual = np.where(first >= 0, self.timeline.attempts.route[np.maximum(first, 0)], actual)
         seeds = np.array([random_start(asked.seed) for asked in self.asked.distinct], dtype=np.int64)
-        asked = np.zeros(len(calls), dtype=ASKED)
-        columns: dict[str, np.ndarray[tuple[int], np.dtype[Any]]] = {
-            "request": request[calls],
-            "segment": self.segment[calls],
-            "shared_key": measuring.evidence_key[calls],
-            "shared_ms": measuring.evidence_ms[calls],
-            "own_key": measuring.own_call_key()[calls],
-            "own_ms": axis.decided_ms[calls],
-            "process": measuring.call_process[calls],
-            "mute": measuring.mute[calls],
-            "health": health[calls],
-            "hot": hot[calls],
-            "seed": seeds[self.asked.codes[calls]],
-            "actual": actual,
+        columns = {
+            "request": request,
+            "segment": self.segment,
+            "shared_key": measuring.evidence_key,
+            "shared_ms": measuring.evidence_ms,
+            "own_key": measuring.own_call_key(),
+            "own_ms": axis.decided_ms,
+            "process": measuring.call_process,
+            "mute": measuring.mute,
+            "health": health,
+            "hot": hot,
+            "seed": seeds[self.asked.codes] if len(seeds) else self.asked.codes,
+            "actual": self.timeline.taken,
         }
-        for start in range(0, len(calls), STEP):  # step by step, as whole columns would not stay in the cache
-            step = slice(start, start + STEP)
-            for name, values in columns.items():
-                asked[name][step] = values[step]
-        return asked, opened, disabled
+        settings = measuring.settings
+        if "process" not in (settings.reliability.state, settings.latency.state, settings.tools.state):
+            for name in ("own_key", "own_ms", "process"):
+                del columns[name]  # nobody reads them
+        return columns, opened, disabled
 
     def _population(self, prices: Prices) -> Population:
         key = json.dumps([prices.mode, prices.at_ms, sorted(prices.scale.items())])
@@ -265,17 +267,12 @@ class CompiledCore:
         if key not in self._healths:
             calls, ends = self.timeline.calls, self._ends(measuring)
             order = sorted_by(measuring.call_process, measuring.own_call_key(), calls.id)
-            rankings = breakers.Rankings(
-                measuring.call_process[order], measuring.own_call_key()[order], calls.decided_ms[order]
-            )
+            rankings = breakers.Rankings(order, measuring.call_process, measuring.own_call_key(), calls.decided_ms)
             usual = Health()
             limits = breakers.Limits(
                 usual.threshold, float(usual.open_ms), float(usual.disable_ms), one.honour_open_breaker_ms
             )
-            numbers, opened, disabled = breakers.fold(rankings, ends, len(self.requests.providers), limits)
-            states = np.empty(len(calls), dtype=np.int64)
-            states[order] = numbers
-            self._healths[key] = states, opened, disabled
+            self._healths[key] = breakers.fold(rankings, ends, len(self.requests.providers), limits)
         return self._healths[key]
 
     def _ends(self, measuring: Measuring) -> breakers.Ends:
@@ -293,20 +290,20 @@ class CompiledCore:
                 for row in actions
             ]
         )
-        lone = len(policies) - 1
-        policy = np.append(policy_of, lone)[attempts.call]  # -1, no call, is the last
-        provider = np.array([self.requests.providers[name] for name in attempts.provider.values], dtype=np.int64)
-        client = np.array([kind in CLIENT_ERROR_KINDS for kind in kinds], dtype=np.bool_)
-        kind_of = attempts.error_kind.codes
         return breakers.Ends(
-            process=measuring.attempt_process[order],
-            key=key[order],
-            at_ms=attempts.ts_ms[order],
-            provider=provider[attempts.provider.codes][order] if len(order) else np.empty(0, dtype=np.int64),
-            ok=attempts.ok[order],
-            client=client[kind_of][order],
-            disables=disables[policy, kind_of][order],
-            asked_ms=asked_ms[policy, kind_of][order],
+            order=order,
+            process=measuring.attempt_process,
+            key=key,
+            at_ms=attempts.ts_ms,
+            ok=attempts.ok,
+            provider=attempts.provider.codes,
+            call=attempts.call,
+            kind=attempts.error_kind.codes,
+            number=np.array([self.requests.providers[name] for name in attempts.provider.values], dtype=np.int64),
+            policy=np.append(policy_of, len(policies) - 1),
+            client=np.array([kind in CLIENT_ERROR_KINDS for kind in kinds], dtype=np.bool_),
+            disables=disables,
+            asked_ms=asked_ms,
         )
 
 

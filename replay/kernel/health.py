@@ -20,21 +20,32 @@ NOT_FULL = -1
 
 
 class Ends(NamedTuple):
-    """Attempts' ends, sorted by (process, key, identity). `asked_ms` is nan where the Action names no breaker time."""
+    """Attempts' ends; `order` sorts them by (process, key, identity).
 
+    `number` says which provider a place of `provider` is, `policy` which policy walked a call; the last one is that of
+    no call. What a policy makes of a kind of error is in the last two tables, (policies, kinds), the last kind being
+    none; `asked_ms` is nan where the Action names no breaker time.
+    """
+
+    order: Ints
     process: Ints
     key: Ints
     at_ms: Ints
-    provider: Ints
     ok: Bools
-    client: Bools  # the client's own kinds, which touch no breaker
+    provider: NDArray[np.int32]
+    call: Ints  # -1: none
+    kind: NDArray[np.int32]  # -1: none
+    number: Ints
+    policy: Ints
+    client: Bools  # per kind: the client's own, which touch no breaker
     disables: Bools
     asked_ms: NDArray[np.float64]
 
 
 class Rankings(NamedTuple):
-    """Decisions, sorted by (process, key, identity)."""
+    """Decisions; `order` sorts them by (process, key, identity)."""
 
+    order: Ints
     process: Ints
     key: Ints
     at_ms: Ints
@@ -70,7 +81,7 @@ def new_states(providers: int, size: int, old: States | None = None) -> States:
 
 
 def fold(rankings: Rankings, ends: Ends, providers: int, limits: Limits) -> tuple[Ints, Bools, Bools]:
-    """Return each ranking's state, and per state and provider whether its breaker was open, and whether disabled."""
+    """Return the state that each decision met, and per state and provider whether it was open, and whether disabled."""
     size = 256
     states = new_states(providers, size)
     numbers = np.zeros(len(rankings.key), dtype=np.int64)
@@ -113,17 +124,20 @@ def _fold(rankings: Rankings, ends: Ends, providers: int, limits: Limits, states
     disabled_ms = np.full(providers, np.nan)
     row = np.zeros(2 * providers, dtype=np.bool_)
     process, end, troubled = -1, 0, 0  # troubled: providers that an instant may find open or disabled
-    for ranking in range(len(rankings.key)):
+    for ranking in rankings.order:
         if rankings.process[ranking] != process:
             process, troubled = rankings.process[ranking], 0
             failures[:] = 0
             opened_ms[:] = np.nan
             disabled_ms[:] = np.nan
-            while end < len(ends.key) and ends.process[end] < process:
+            while end < len(ends.order) and ends.process[ends.order[end]] < process:
                 end += 1
-        while end < len(ends.key) and ends.process[end] == process and ends.key[end] < rankings.key[ranking]:
-            _observe(ends, end, limits, failures, opened_ms, open_for_ms, disabled_ms)
-            troubled += 0 if ends.ok[end] else 1
+        while end < len(ends.order):
+            attempt = ends.order[end]
+            if ends.process[attempt] != process or ends.key[attempt] >= rankings.key[ranking]:
+                break
+            _observe(ends, attempt, limits, failures, opened_ms, open_for_ms, disabled_ms)
+            troubled += 0 if ends.ok[attempt] else 1
             end += 1
         if troubled == 0:
             continue
@@ -145,23 +159,24 @@ def _fold(rankings: Rankings, ends: Ends, providers: int, limits: Limits, states
 @inlined
 def _observe(
     ends: Ends,
-    end: int,
+    attempt: int,
     limits: Limits,
     failures: Ints,
     opened_ms: NDArray[np.float64],
     open_for_ms: NDArray[np.float64],
     disabled_ms: NDArray[np.float64],
 ) -> None:
-    provider, at_ms = ends.provider[end], ends.at_ms[end]
-    if ends.ok[end]:
+    provider, at_ms = ends.number[ends.provider[attempt]], ends.at_ms[attempt]
+    if ends.ok[attempt]:
         failures[provider], opened_ms[provider] = 0, np.nan
         return
-    if ends.disables[end]:
+    policy, kind = ends.policy[ends.call[attempt]], ends.kind[attempt]
+    if ends.disables[policy, kind]:
         disabled_ms[provider] = at_ms
-    if ends.client[end]:
+    if ends.client[kind]:
         return
     failures[provider] += 1
-    asked_ms = ends.asked_ms[end]
+    asked_ms = ends.asked_ms[policy, kind]
     asked = asked_ms == asked_ms
     if failures[provider] >= limits.threshold or asked:
         opened_ms[provider] = at_ms

@@ -24,12 +24,16 @@ from replay.estimators import (
     Window,
 )
 from replay.kernel import tracks
+from replay.kernel.compiled import compiled
 from replay.kernel.tracks import ALWAYS_MS, LAST, LOWER, MEAN, PLACE, TOOLS, WINDOW, Floats, Halves, Ints, Track
 
 if TYPE_CHECKING:
     from replay.readings import Facts
 
 Bools = NDArray[np.bool_]
+
+
+FALLS, TIED, RISES, CONSTANT = range(4)
 
 
 class Layout(NamedTuple):
@@ -65,13 +69,14 @@ def lay_out(facts: Facts, slots: int, process_of_fact: Ints, processes: int) -> 
     ([1, 0], [1, 0])
     """
     order = sorted_by(process_of_fact, facts.key, facts.at_ms, facts.identity)
-    process, at_ms, slot = process_of_fact[order], facts.at_ms[order], facts.group[order].astype(np.int32)
+    process = process_of_fact[order] if processes > 1 else process_of_fact
+    at_ms, slot = facts.at_ms[order], facts.group.astype(np.int32)[order]
     when = np.empty((len(order), 2), dtype=np.int64)
     when[:, 0], when[:, 1] = facts.key[order], at_ms
     by_time = sorted_by(process, at_ms, facts.identity[order]).astype(np.int32)
     start = np.searchsorted(process, np.arange(processes + 1)).astype(np.int64)
     first_of_slot = np.full(slots, -1, dtype=np.int64)
-    first_of_slot[slot] = process
+    first_of_slot[slot] = process if processes > 1 else 0
     own = np.argsort(first_of_slot, kind="stable").astype(np.int32)
     own_start = np.searchsorted(first_of_slot[own], np.arange(processes + 1)).astype(np.int64)
     return Layout(order, when, slot, by_time, slots, start, own_start, own)
@@ -192,10 +197,27 @@ def sorted_by(group: Ints, *keys: Ints) -> Ints:
     """
     if _in_order((group, *keys)):
         return np.arange(len(group), dtype=np.int64)
+    while len(keys) > 1 and _in_order(keys[-1:]):
+        keys = keys[:-1]  # a stable sort keeps the order of rows, and so this key's
+    if _rising(group) == CONSTANT:
+        return np.lexsort(keys[::-1])
+    order = np.argsort(_small(group), kind="stable")
     if _in_order(keys):
-        return np.argsort(_small(group), kind="stable")
-    order = np.lexsort(keys[::-1])
-    return order[np.argsort(_small(group[order]), kind="stable")]
+        return order
+    joined = _joined(group, keys)
+    if joined is None:
+        order = np.lexsort(keys[::-1])
+        return order[np.argsort(_small(group[order]), kind="stable")]
+    return order[np.argsort(joined[order], kind="stable")]  # nearly in order by now, which is fast
+
+
+def _joined(group: Ints, keys: tuple[Ints, ...]) -> Ints | None:
+    """Return numbers in the order of (group, key), None where there are several keys or 64 bits do not hold them."""
+    low, high = int(keys[0].min()), int(keys[0].max())
+    span = high - low + 1
+    if len(keys) > 1 or int(group.min()) < 0 or (int(group.max()) + 1) * span >= 2**62:
+        return None
+    return group * span + (keys[0] - low)
 
 
 def _small(group: Ints) -> NDArray[np.integer[Any]]:
@@ -204,9 +226,28 @@ def _small(group: Ints) -> NDArray[np.integer[Any]]:
 
 
 def _in_order(keys: tuple[Ints, ...]) -> bool:
+    """Say whether rows are in the order of their keys, the first one first."""
+    rising = _rising(keys[0])
+    if len(keys) == 1 or rising in (FALLS, RISES):
+        return rising != FALLS
+    if rising == CONSTANT:
+        return _in_order(keys[1:])
     tied: Any = True
     for key in keys:
         if np.any(tied & (key[1:] < key[:-1])):
             return False
         tied = tied & (key[1:] == key[:-1])
     return True
+
+
+@compiled
+def _rising(key: Ints) -> int:
+    """Say how numbers go on: FALLS somewhere, TIED here and there, RISES, or CONSTANT."""
+    ties = 0
+    for row in range(1, len(key)):
+        if key[row] < key[row - 1]:
+            return FALLS
+        ties += key[row] == key[row - 1]
+    if ties == len(key) - 1:
+        return CONSTANT
+    return TIED if ties else RISES

@@ -162,6 +162,7 @@ def decide(
     order: Ints,
     begin: int,
     end: int,
+    first: int,
     base: int,
     asked: Records,
     measures: Measures,
@@ -172,7 +173,7 @@ def decide(
     patterns: Patterns,
     found: Found,
 ) -> int:
-    """Decide `asked[order[begin:end]]`; row `number - base` of `found` takes what comes of each.
+    """Decide `order[begin:end]`, asked with `asked[begin - first:]`; row `order[…] - base` of `found` takes what comes.
 
     Returns `end`; or, where it must stop before a decision, -(position) - 3 with the table of patterns full, and
     OUT_OF_ORDER where a fold would have to go back.
@@ -180,7 +181,7 @@ def decide(
     start, bounds = world.population.start, world.code.bound
     for position in range(begin, end):
         number = order[position]
-        one = asked[number]
+        one = asked[position - first]
         if not _measure(one, measures, versions, stamped, bounds):
             return OUT_OF_ORDER
         if one.request < 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,18 +56,9 @@ class Population(NamedTuple):
 
 def populate(segments: Sequence[Segment], routes: Sequence[str], providers: dict[str, int], names: Names) -> Population:
     """Lay segments out. `providers` numbers providers densely and is extended; `names` must know all columns."""
-    distinct: dict[int, int] = {}
-    candidates: list[Candidate] = []
-    places: list[int] = []
-    for segment in segments:
-        for candidate in segment.candidates:
-            if id(candidate) not in distinct:
-                distinct[id(candidate)] = len(candidates)
-                candidates.append(candidate)
-            places.append(distinct[id(candidate)])
-    which = np.array(places, dtype=np.int64)
+    candidates, which = distinct_candidates(segments)
     sizes = np.array([len(segment.candidates) for segment in segments], dtype=np.int64)
-    columns = [[_value(key, one) for one in candidates] for key in names.columns]
+    columns = [[value(one) for one in candidates] for value in map(_reader, names.columns)]
     place = np.array([_record(one, providers, names) for one in candidates], dtype=PLACE)[which]
     route = np.concatenate([np.empty(0, np.int64), *(segment.routes for segment in segments)])
     route = np.where(route < 0, len(routes), route)
@@ -79,6 +70,20 @@ def populate(segments: Sequence[Segment], routes: Sequence[str], providers: dict
         place=place,
         column=np.array(columns, dtype=np.float64).reshape(len(names.columns), -1)[:, which].copy(),
     )
+
+
+def distinct_candidates(segments: Sequence[Segment]) -> tuple[list[Candidate], NDArray[np.int64]]:
+    """Return the candidates in the order in which they first come, and which of them each place has.
+
+    Segments share the objects of candidates that did not change in between.
+    """
+    everyone = [candidate for segment in segments for candidate in segment.candidates]
+    objects = np.fromiter(map(id, everyone), dtype=np.uint64, count=len(everyone))
+    _, first, which = np.unique(objects, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return [everyone[place] for place in first[order].tolist()], rank[which]
 
 
 def _record(one: Candidate, providers: dict[str, int], names: Names) -> tuple[object, ...]:
@@ -93,22 +98,29 @@ def _record(one: Candidate, providers: dict[str, int], names: Names) -> tuple[ob
     )
 
 
-def _value(key: ColumnKey, candidate: Candidate) -> float:
+def _reader(key: ColumnKey) -> Callable[[Candidate], float]:
+    """Return what reads a column's value of a candidate."""
     kind = key[0]
     if kind == "cap":
-        return float(bool(candidate.capabilities.get(str(key[1]))))
+        name = str(key[1])
+        return lambda candidate: float(bool(candidate.capabilities.get(name)))
     if kind == "tier_rank":
-        tiers, tier = key[1], tier_of(candidate.tier)
+        tiers = key[1]
         assert isinstance(tiers, tuple)
-        return float(tiers.index(tier)) if tier in tiers else -1.0
+        rank = {tier: float(place) for place, tier in reversed([*enumerate(tiers)])}
+        return lambda candidate: rank.get(tier_of(candidate.tier), -1.0)
     if kind == "chain":
         entries = key[1]
         assert isinstance(entries, tuple)
-        pair = (candidate.provider_id, candidate.model_family)
-        return next((float(place) for provider, family, place in entries if (provider, family) == pair), 0.0)
-    _, name, sort, default = key
+        first = {(provider, family): float(place) for provider, family, place in reversed(entries)}
+        return lambda candidate: first.get((candidate.provider_id, candidate.model_family), 0.0)
+    _, field, sort, default = key
     declared = Field(sort, default)  # type: ignore[arg-type]
-    value = observed(str(name), candidate, NO_STATE)
-    if value is None:
-        return float(declared.default)
-    return float(bool(value)) if declared.sort == "Bool" else float(value)
+
+    def read(candidate: Candidate) -> float:
+        value = observed(str(field), candidate, NO_STATE)
+        if value is None:
+            return float(declared.default)
+        return float(bool(value)) if declared.sort == "Bool" else float(value)
+
+    return read

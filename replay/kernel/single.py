@@ -60,7 +60,19 @@ def plan(
     work, found = new_work(population.widest, code, 1), new_found(1)
     patterns, versions = new_patterns(len(requests.names.reasons)), np.zeros(2, dtype=np.int64)
     decide(
-        np.zeros(1, dtype=np.int64), 0, 1, 0, asked, nothing_measured(), versions, world, stamped, work, patterns, found
+        np.zeros(1, dtype=np.int64),
+        0,
+        1,
+        0,
+        0,
+        asked,
+        nothing_measured(),
+        versions,
+        world,
+        stamped,
+        work,
+        patterns,
+        found,
     )
     text = list(requests.names.reasons)
     length = int(work.entry[0]["length"])

@@ -45,7 +45,7 @@ class Work:
         self.attempts = _within(axis.attempts.ts_ms, since_ms, until_ms)
         self.decider = Decider(axis, offerbook.build(axis), Policies(axis, policy), selected)
         self.core = CompiledCore(self.decider)
-        self.actual = outcomes.actual_routes(self.decider, selected)
+        self.actual = axis.taken[selected]
         self.before = _before(self.decider, selected)
         self._sights: dict[tuple[object, ...], Measuring] = {}
         self.first: Choices | None = None
