@@ -185,7 +185,12 @@ def decide(
         if not _measure(one, measures, versions, stamped, bounds):
             return OUT_OF_ORDER
         if one.request < 0:
-            found.decided[number - base].length = -1
+            undecided = found.decided[number - base]
+            undecided.length = undecided.chosen = -1
+            undecided.rejected = undecided.pattern = undecided.ranked = undecided.out = 0
+            undecided.hash, undecided.best = 0, math.nan
+            for shown in range(SHOWN + 1):
+                found.stood[number - base, shown].place = -1
             continue
         segment = int(one.segment)
         own = one.process * measures.stride
