@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from replay.core import Policy, Request, Schema, State, admit
 from replay.errors import ReplayError
-from replay.timeline import Ints, Timeline
+from replay.timeline import Ints, Texts, Timeline
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Asking:
 
     def __getitem__(self, call: int) -> Asked:
         return self.distinct[int(self.codes[call])]
+
+    @cached_property
+    def kinds(self) -> Texts:
+        """The kind of each of the distinct ones."""
+        return Texts.of(pl.Series([asked.kind for asked in self.distinct], dtype=pl.String))
 
 
 class Policies:
@@ -75,17 +82,19 @@ class Policies:
         """Return the policy whose failover walked a recorded call; where unrecorded, the given one stands for it."""
         return self.recorded(call) or self.given
 
-    def numbered(self, *, recorded: bool = False, in_force: bool = False) -> tuple[Ints, list[Policy | None]]:
-        """Return every call's policy as a number, and the policies: those to decide with, unless another is asked for.
+    def numbered(
+        self, calls: Ints | None = None, *, recorded: bool = False, in_force: bool = False
+    ) -> tuple[Ints, list[Policy | None]]:
+        """Return the policy of some calls (all, if not given) as a number, and the policies.
 
-        The number after the last is that of no policy.
+        They are those to decide with, unless others are asked for. The number after the last is that of no policy.
         """
         known = [self._by_id.get(identity) for identity in [*self._of_call.values, ""]]
         if in_force:
             known = [policy or self.given for policy in known]
         elif self.given is not None and not recorded:
             known = [self.given for _ in known]
-        codes = self._of_call.codes.astype(np.int64)
+        codes = (self._of_call.codes if calls is None else self._of_call.codes[calls]).astype(np.int64)
         return np.where(codes < 0, len(known) - 1, codes), known
 
 

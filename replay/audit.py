@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,14 @@ CONNECTIONS = 2
 Say = Callable[[int, int], None]
 MEAN_TOLERANCE = 1e-9
 
+FLIPS_SHARE, EMPTY_SHARE = 0.3, 0.1
+"""How much of a sample may be contested decisions, and decisions with nothing in any window."""
+
+_Values = tuple[Any, ...]
+"""What is known of a route at a decision, in this order, and what that is without any attempt."""
+_NAMES = ("count", "rate", "latency_count", "mean", "latency_ms", "capable")
+_NOTHING: _Values = (0, None, 0, None, None, True)
+
 
 @dataclass
 class Audit:
@@ -40,6 +49,13 @@ class Audit:
     def passed(self) -> bool:
         """Whether everything agreed."""
         return not self.mismatches
+
+    def add(self, later: Audit) -> None:
+        """Take in the audit of another part of the same ledger."""
+        self.decisions += later.decisions
+        self.of_decisions += later.of_decisions
+        self.comparisons += later.comparisons
+        self.mismatches += later.mismatches
 
 
 def audited(settings: Settings) -> Settings:
@@ -75,10 +91,19 @@ def _tools_have_query(tools: Tools) -> bool:
     return isinstance(tools.rule, ToolsWindow) and tools.state == "shared"
 
 
-def audit(checked: Measuring, calls: Ints, flips: Iterable[int] = (), say: Say = lambda *_: None) -> Audit:
+def audit(
+    checked: Measuring,
+    calls: Ints,
+    flips: Iterable[int] = (),
+    say: Say = lambda *_: None,
+    *,
+    sample: int = SAMPLE,
+    all_up_to: int = EVERY_DECISION_UP_TO,
+) -> Audit:
     """Compare the engine's stamps of every route with the shared SQL, at all given decisions or a sample of them.
 
-    `checked` measures `audited` settings. `say` is told how many decisions are done, and of how many.
+    `checked` measures `audited` settings. `say` is told how many decisions are done, and of how many. Of more than
+    `all_up_to` decisions a `sample` is looked at; a part of a long ledger gets its share of both.
     """
     timeline = checked.timeline
     usable = calls[~checked.mute[calls]]
@@ -86,7 +111,7 @@ def audit(checked: Measuring, calls: Ints, flips: Iterable[int] = (), say: Say =
     routes = np.flatnonzero(np.bincount(timeline.attempts.route, minlength=1)).astype(np.int64)
     if len(usable) == 0 or len(routes) == 0:
         return result
-    chosen = _sample(checked, usable, routes, list(flips))
+    chosen = _sample(checked, usable, list(flips), sample, all_up_to)
     asked = checked.at_calls(np.repeat(chosen, len(routes)), np.tile(routes, len(chosen)))
     stamps = checked.answer(asked)
     # Twice the longest window, so that a query that reads too far back is seen to.
@@ -99,36 +124,38 @@ def audit(checked: Measuring, calls: Ints, flips: Iterable[int] = (), say: Say =
     return result
 
 
-def _stamped(checked: Measuring, routes: Ints, stamps: Stamps) -> Iterator[dict[str, dict[str, Any]]]:
+def _stamped(checked: Measuring, routes: Ints, stamps: Stamps) -> Iterator[dict[str, _Values]]:
     """Yield what the engine stamped at each decision, per route key."""
     keys = [checked.timeline.routes[route] for route in routes.tolist()]
-    columns = {
-        "count": stamps.count.tolist(),
-        "rate": _known(stamps.reliability),
-        "latency_count": stamps.latency_count.tolist(),
-        "mean": _known(stamps.latency_ms),
-        "latency_ms": _known(stamps.stamped_latency_ms),
-        "capable": stamps.capable.tolist(),
-    }
-    for first in range(0, len(stamps.count), len(routes)):
-        yield {key: {name: values[first + place] for name, values in columns.items()} for place, key in enumerate(keys)}
+    columns = (
+        stamps.count.tolist(),
+        _known(stamps.reliability),
+        stamps.latency_count.tolist(),
+        _known(stamps.latency_ms),
+        _known(stamps.stamped_latency_ms),
+        stamps.capable.tolist(),
+    )
+    values = list(zip(*columns, strict=True))
+    for first in range(0, len(values), len(keys)):
+        yield dict(zip(keys, values[first : first + len(keys)], strict=True))
 
 
-def _said(shadow: Shadow, calls: Ints, say: Say) -> Iterator[dict[str, dict[str, Any]]]:
-    """Yield what production's queries say at each decision; two connections answer, each every other one."""
-    shadows = [shadow, *(shadow.twin() for _ in range(CONNECTIONS - 1))]
+def _said(shadow: Shadow, calls: Ints, say: Say) -> Iterator[dict[str, _Values]]:
+    """Yield what production's queries say at each decision; two connections answer, each its half of them."""
+    halves = [half for half in np.array_split(calls, CONNECTIONS) if len(half)]
+    shadows = [shadow, *(shadow.twin() for _ in halves[1:])]
+    done = count()
 
-    def ask(which: int) -> list[dict[str, dict[str, Any]]]:
+    def ask(which: int) -> list[dict[str, _Values]]:
         answers = []
-        for place in range(which, len(calls), CONNECTIONS):
-            say(place, len(calls))
-            answers.append(_production(shadows[which], int(calls[place])))
+        for call in halves[which].tolist():
+            say(next(done), len(calls))
+            answers.append(_production(shadows[which], call))
         return answers
 
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        answers = list(pool.map(ask, range(CONNECTIONS)))
-    for number in range(len(calls)):
-        yield answers[number % CONNECTIONS][number // CONNECTIONS]
+        for answers in pool.map(ask, range(len(halves))):
+            yield from answers
 
 
 def _known(values: Floats) -> list[float | None]:
@@ -138,22 +165,23 @@ def _known(values: Floats) -> list[float | None]:
     return known
 
 
-def _sample(measuring: Measuring, calls: Ints, routes: Ints, flips: list[int]) -> Ints:
-    """Return every decision, or 500: the first, the last, flips, decisions with empty windows, the rest evenly."""
-    if len(calls) <= EVERY_DECISION_UP_TO:
+def _sample(measuring: Measuring, calls: Ints, flips: list[int], sample: int, all_up_to: int) -> Ints:
+    """Return every decision, or a sample: the first, the last, flips, decisions with empty windows, the rest evenly."""
+    if len(calls) <= all_up_to:
         return calls
     evidence_ms = measuring.evidence_ms[calls]
     window_ms = measuring.settings.longest_window_ms
-    ends = np.sort(measuring.timeline.attempts.ts_ms)
+    ends = np.sort(measuring.timeline.attempts.ts_ms, kind="stable")  # fast where they are nearly in order
     recent = np.searchsorted(ends, evidence_ms) - np.searchsorted(ends, evidence_ms - window_ms)
-    empty = calls[recent == 0]
+    flipped = np.zeros(len(measuring.timeline.calls), dtype=np.bool_)
+    flipped[flips] = True
     picked = {
         int(calls[0]),
         int(calls[-1]),
-        *_evenly(np.intersect1d(np.array(flips, dtype=np.int64), calls), 150),
-        *_evenly(empty, 50),
+        *_evenly(calls[flipped[calls]], round(FLIPS_SHARE * sample)),
+        *_evenly(calls[recent == 0], round(EMPTY_SHARE * sample)),
     }
-    picked |= set(_evenly(calls, SAMPLE - len(picked)))
+    picked |= set(_evenly(calls, max(0, sample - len(picked))))
     return np.array(sorted(picked), dtype=np.int64)
 
 
@@ -164,11 +192,10 @@ def _evenly(values: Ints, count: int) -> list[int]:
     return [int(values[place]) for place in places]
 
 
-def _production(shadow: Shadow, call: int) -> dict[str, dict[str, Any]]:
+def _production(shadow: Shadow, call: int) -> dict[str, _Values]:
     """Return what production's queries say at a decision, per route key."""
     settings, evidence_ms = shadow.measuring.settings, int(shadow.measuring.evidence_ms[call])
     until_ms = shadow.see_call(call)
-    said: dict[str, dict[str, Any]] = {}
     reliability, latency, tools = settings.reliability, settings.latency, settings.tools
     assert isinstance(reliability.rule, Window)
     assert isinstance(latency.rule, Window)
@@ -178,17 +205,20 @@ def _production(shadow: Shadow, call: int) -> dict[str, dict[str, Any]]:
         seen = shadow.without(measure.exclude_kinds)
         return seen.rows("route_stats", since_ms=evidence_ms - window_ms, until_ms=until_ms)
 
-    rows = stats(reliability, reliability.rule.window_ms)
-    for row in rows:
-        said.setdefault("|".join(row[:3]), {}).update(rate=row[3], count=row[6])
+    counted = timed = stats(reliability, reliability.rule.window_ms)
     if (latency.rule, latency.exclude_kinds) != (reliability.rule, reliability.exclude_kinds):
-        rows = stats(latency, latency.rule.window_ms)
-    for row in rows:
-        said.setdefault("|".join(row[:3]), {}).update(mean=_finite(row[4]), latency_ms=row[5], latency_count=row[8])
+        timed = stats(latency, latency.rule.window_ms)
     seen, since_ms = shadow.without(failed=tools.failed == "excluded"), evidence_ms - tools.rule.window_ms
     least = tools.rule.min_samples
-    for row in seen.rows("tool_incapable_routes", since_ms=since_ms, until_ms=until_ms, min_samples=least):
-        said.setdefault("|".join(row[:3]), {})["capable"] = False
+    silent = seen.rows("tool_incapable_routes", since_ms=since_ms, until_ms=until_ms, min_samples=least)
+
+    said = {"|".join(row[:3]): (row[6], row[3], *_NOTHING[2:]) for row in counted}
+    for row in timed:
+        key = "|".join(row[:3])
+        said[key] = (*said.get(key, _NOTHING)[:2], row[8], _finite(row[4]), row[5], True)
+    for row in silent:
+        key = "|".join(row[:3])
+        said[key] = (*said.get(key, _NOTHING)[:5], False)
     return said
 
 
@@ -196,36 +226,26 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-_NOTHING: dict[str, Any] = {
-    "count": 0,
-    "rate": None,
-    "latency_count": 0,
-    "mean": None,
-    "latency_ms": None,
-    "capable": True,
-}
-
-
 def _check(
-    result: Audit, measuring: Measuring, call: int, engine: dict[str, dict[str, Any]], said: dict[str, dict[str, Any]]
+    result: Audit, measuring: Measuring, call: int, engine: dict[str, _Values], said: dict[str, _Values]
 ) -> None:
     """Counts, verdicts and rates exactly; means to 1e-9; the integer exactly unless the mean is next to a half."""
     timeline: Timeline = measuring.timeline
     for route in sorted({*engine, *said}):
-        ours, theirs = _NOTHING | engine.get(route, {}), _NOTHING | said.get(route, {})
-        result.comparisons += len(_NOTHING)
+        ours, theirs = engine.get(route, _NOTHING), said.get(route, _NOTHING)
+        result.comparisons += len(_NAMES)
         if ours == theirs:
             continue
-        for name in _NOTHING:
-            if not _agree(name, ours, theirs):
+        for name, left, right in zip(_NAMES, ours, theirs, strict=True):
+            if not _agree(name, left, right, ours[_NAMES.index("mean")]):
                 result.mismatches.append(
-                    f"call {timeline.calls.id[call]}, route {route}: {name} is {ours[name]} in the engine, "
-                    f"{theirs[name]} in production's SQL"
+                    f"call {timeline.calls.id[call]}, route {route}: {name} is {left} in the engine, "
+                    f"{right} in production's SQL"
                 )
 
 
-def _agree(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    left, right = ours[name], theirs[name]
+def _agree(name: str, left: Any, right: Any, mean: float | None) -> bool:
+    """Say whether two values of that name are the same, the engine's `mean` being what was rounded."""
     if left == right:
         return True
     if left is None or right is None:
@@ -233,6 +253,5 @@ def _agree(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     if name == "mean":
         return bool(abs(left - right) <= MEAN_TOLERANCE * max(abs(left), abs(right)))
     if name == "latency_ms":
-        mean = ours["mean"]
         return mean is not None and abs(mean - math.floor(mean) - 0.5) <= MEAN_TOLERANCE * max(1.0, abs(mean))
     return False

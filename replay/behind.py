@@ -6,20 +6,19 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import TypeVar
 
-import polars as pl
-
-Take = Callable[[pl.DataFrame], None]
+Rows = TypeVar("Rows")
 
 
 class Behind:
-    """Hands frames to whoever takes them, in order, at most a few behind; errors come out of a later `hand` or the end.
+    """Hands rows to whoever takes them, in order, at most a few behind; errors come out of a later `hand` or the end.
 
     >>> taken = []
     >>> with Behind() as behind:
     ...     for number in range(3):
-    ...         behind.hand(taken.append, pl.DataFrame({"n": [number]}))
-    >>> [frame.item() for frame in taken]
+    ...         behind.hand(taken.append, number)
+    >>> taken
     [0, 1, 2]
     """
 
@@ -37,7 +36,7 @@ class Behind:
         if kind is None:
             self._settle(0)
 
-    def hand(self, take: Take, rows: pl.DataFrame) -> None:
+    def hand(self, take: Callable[[Rows], None], rows: Rows) -> None:
         """Hand rows on; waits while too many are behind."""
         self._settle(self._DEPTH)
         self._pending.append(self._pool.submit(take, rows))

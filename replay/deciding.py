@@ -10,7 +10,7 @@ import numpy as np
 
 from replay.asking import Asking, Policies
 from replay.core import AdmissionError, Candidate, Health, Plan, Policy, State, plan
-from replay.gaps import in_doubt
+from replay.gaps import Numbering
 from replay.measuring import Measuring, Stamps
 from replay.offerbook import OfferBook, Segment, list_prices, repriced
 from replay.pricing import PriceFactors, price_factors
@@ -71,12 +71,14 @@ class Decider:
         book: OfferBook,
         policies: Policies,
         selected: Ints | None = None,
+        numbering: Numbering | None = None,
     ) -> None:
         self.timeline = timeline
         self.book = book
         self.policies = policies
         self.selected = np.arange(len(timeline.calls), dtype=np.int64) if selected is None else selected
         self.asked = Asking(timeline)
+        self._numbering = numbering or Numbering.whole()
         self._healths: dict[tuple[object, ...], list[Providers]] = {}
 
     def only(self, selected: Ints) -> Decider:
@@ -105,7 +107,8 @@ class Decider:
     @cached_property
     def in_doubt(self) -> frozenset[int]:
         """The calls decided while their process knew of breakers what the ledger does not: rows are missing."""
-        return in_doubt(self.timeline, lambda call: {one.provider_id for one in self.segment(call).candidates})
+        providers_of = lambda call: {one.provider_id for one in self.segment(call).candidates}  # noqa: E731
+        return self._numbering.in_doubt(self.timeline, providers_of)
 
     def parts(self, measuring: Measuring) -> Parts:
         """Measure everything a setting puts on every decision's candidates."""

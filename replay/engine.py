@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from replay import offerbook, outcomes, rankings, timeline
 from replay import predictions as predicting
@@ -21,11 +22,12 @@ from replay.core import Policy
 from replay.deciding import Decider
 from replay.durations import iso
 from replay.errors import ReplayError
-from replay.gaps import missing_numbers
+from replay.gaps import Numbering
 from replay.kernel.core import ROWS_PER_BLOCK, Block, CompiledCore, NotCoveredError
+from replay.kernel.layout import sorted_by
 from replay.kernel.loop import SHOWN
 from replay.ledger.load import Ledger
-from replay.measuring import Measuring
+from replay.measuring import Measuring, see_alike
 from replay.outcomes import DECISIONS, UNDECIDED, Choices
 from replay.reproduction import (
     Completeness,
@@ -36,8 +38,9 @@ from replay.reproduction import (
     measurings,
     recorded_settings,
 )
+from replay.results import Kept, Replayed, Run, Sink
 from replay.settings import Settings
-from replay.timeline import Ints, lag_free
+from replay.timeline import Ints, Timeline, lag_free
 
 __all__ = ["CORES", "DECISIONS", "TOP", "Core", "Progress", "Replayed", "Run", "Sink", "reproduce", "run"]
 
@@ -47,42 +50,12 @@ TOP = SHOWN
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much is done, and of how much."""
 
+Full = Callable[[pa.Table], None]
+"""Takes full rankings, in blocks of rows."""
+
 Core = Literal["compiled", "interpreter"]
 CORES: tuple[Core, ...] = ("compiled", "interpreter")
 """What decides. Both decide alike; the interpreter is the definition, and covers everything."""
-
-
-class Sink(Protocol):
-    """Takes a run's rows as they are made, so that they need not all be held."""
-
-    def decisions(self, rows: pl.DataFrame) -> None:
-        """Take some decisions, in order."""
-
-    def predictions(self, rows: pl.DataFrame) -> None:
-        """Take some predictions, in order."""
-
-
-class _Kept:
-    """The sink of a run that keeps its rows."""
-
-    def __init__(self) -> None:
-        self.decided: list[pl.DataFrame] = [pl.DataFrame(schema=DECISIONS)]
-        self.predicted: list[pl.DataFrame] = []
-
-    def decisions(self, rows: pl.DataFrame) -> None:
-        self.decided.append(rows)
-
-    def predictions(self, rows: pl.DataFrame) -> None:
-        self.predicted.append(rows)
-
-    def tables(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Return all decisions and all predictions."""
-        decided, predicted = ([_plain(rows) for rows in some] for some in (self.decided, self.predicted))
-        return pl.concat(decided), pl.concat(predicted) if predicted else pl.DataFrame()
-
-
-def _plain(rows: pl.DataFrame) -> pl.DataFrame:
-    return rows.with_columns(pl.col(pl.Enum).cast(pl.String))
 
 
 class _StoppedError(Exception):
@@ -104,60 +77,6 @@ class _Beside:
         self._pool.shutdown()
 
 
-@dataclass
-class Replayed:
-    """One setting's replay; the frames are empty where a sink took the rows.
-
-    `lag_flips` are the calls that would have been decided otherwise, had every row been visible at once; None where
-    no write lag is known or assumed. `interpreted` says why the compiled core did not decide, None where it did.
-    """
-
-    settings: Settings
-    visibility: str
-    choices: Choices
-    decisions: pl.DataFrame = field(default_factory=pl.DataFrame)
-    predictions: pl.DataFrame = field(default_factory=pl.DataFrame)
-    predicted: int = 0
-    lag_flips: list[int] | None = None
-    audit: Audit = field(default_factory=Audit)
-    interpreted: str | None = None
-
-    @property
-    def undecided(self) -> int:
-        """Calls that could not be decided again."""
-        return int((self.choices.route == UNDECIDED).sum())
-
-    @property
-    def decided(self) -> int:
-        """Calls that could."""
-        return len(self.choices.calls) - self.undecided
-
-
-@dataclass
-class Run:
-    """A replay of one ledger under one or more settings."""
-
-    reproduction: Reproduction
-    replayed: list[Replayed]
-    warnings: list[str] = field(default_factory=list)
-    proved: bool = True
-
-    @property
-    def decisions(self) -> pl.DataFrame:
-        """All settings' decisions."""
-        return pl.concat([one.decisions for one in self.replayed])
-
-    @property
-    def predictions(self) -> pl.DataFrame:
-        """All settings' predictions."""
-        return pl.concat([one.predictions for one in self.replayed])
-
-    @property
-    def passed(self) -> bool:
-        """Whether every audit agreed and everything that could be reproduced was."""
-        return self.reproduction.passed and all(one.audit.passed for one in self.replayed)
-
-
 def run(
     ledger: Ledger,
     settings: Sequence[Settings],
@@ -169,7 +88,7 @@ def run(
     prove: bool = True,
     core: Core = "compiled",
     sink: Sink | None = None,
-    full: Callable[[pl.DataFrame], None] | None = None,
+    full: Full | None = None,
 ) -> Run:
     """Replay a ledger under each of the settings.
 
@@ -189,47 +108,109 @@ def run(
         raise ReplayError(f"the slice ends at {iso(until_ms)}, not after its start {iso(since_ms)}; swap the two")
     say("laying out the ledger", 0, 1)
     axis = timeline.build(ledger)
-    policies = Policies(axis, policy)
-    selected = _within(axis.calls.decided_ms, since_ms, until_ms)
-    if len(selected) and policy is None and not policies.any_recorded(selected):
+    part = Part(axis, Policies(axis, policy), since_ms, until_ms)
+    if len(part.calls) and policy is None and not part.policies.any_recorded(part.calls):
         raise ReplayError(
-            f"none of the {len(selected):,} calls has a recorded policy; a replay needs one to decide with: "
+            f"none of the {len(part.calls):,} calls has a recorded policy; a replay needs one to decide with: "
             "give one, for example --policy balanced"
         )
-    decider = Decider(axis, offerbook.build(axis), policies, selected)
-    if full is not None:
-        rankings.require_few(decider, settings)
-    replayer = _Replayer(decider, core, say)
-    attempts = _within(axis.attempts.ts_ms, since_ms, until_ms)
-    measured: list[Measuring] = []
-    for setting in settings:
-        measured.append(Measuring(axis, setting, measured[0] if measured else None))
-    kept = [_Kept() for _ in settings]
-    sinks = [sink or one for one in kept]
     with Behind() as behind:
-        replayed = [replayer.replay(one, into, behind) for one, into in zip(measured, sinks, strict=True)]
-        with _Beside(lambda: _prove(replayer, measured, replayed) if prove else Reproduction(), replayer) as proof:
-            for measuring, one, into in zip(measured, replayed, sinks, strict=True):
+        replaying = Replaying(part, settings, say, behind, core=core, sink=sink, full=full)
+        done = replaying.finish(prove=prove)
+    replaying.keep()
+    return done
+
+
+class Part:
+    """What of a timeline is to be reported: calls decided, and attempts ended, in [since_ms, until_ms).
+
+    `gaps` is what is known of the replicas' numbering from earlier parts of the same ledger, `sample` how many
+    decisions are audited; None: all, or 500 where there are many.
+    """
+
+    def __init__(
+        self,
+        axis: Timeline,
+        policies: Policies,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
+        gaps: Numbering | None = None,
+        sample: int | None = None,
+    ) -> None:
+        self.axis, self.policies, self.sample = axis, policies, sample
+        self.calls = _within(axis.calls.decided_ms, since_ms, until_ms)
+        attempts = _within(axis.attempts.ts_ms, since_ms, until_ms)
+        self.attempts = attempts[sorted_by(axis.attempts.ts_ms[attempts], axis.attempts.id[attempts])]
+        self.gaps = gaps or Numbering.whole()
+
+
+class Replaying:
+    """A part of a timeline on its way through the engine: decided at once, and then, with `finish`, proved."""
+
+    def __init__(
+        self,
+        part: Part,
+        settings: Sequence[Settings],
+        say: Progress,
+        behind: Behind,
+        *,
+        core: Core = "compiled",
+        sink: Sink | None = None,
+        full: Full | None = None,
+    ) -> None:
+        axis = part.axis
+        decider = Decider(axis, offerbook.build(axis), part.policies, part.calls, part.gaps)
+        if full is not None:
+            rankings.require_few(decider, settings)
+        self.part, self._say, self._behind, self._full = part, say, behind, full
+        self._replayer = _Replayer(decider, core, say)
+        self.measured: list[Measuring] = []
+        for setting in settings:
+            self.measured.append(Measuring(axis, setting, self.measured[0] if self.measured else None))
+        self._kept = [Kept() for _ in settings]
+        self._sinks = [sink or one for one in self._kept]
+        decided = [
+            self._replayer.replay(one, into, behind) for one, into in zip(self.measured, self._sinks, strict=True)
+        ]
+        self._replayed, self._choices = [one for one, _ in decided], [chosen for _, chosen in decided]
+
+    def stop(self) -> None:
+        """Let `finish`, in another thread, end early."""
+        self._replayer.stopped = True
+
+    def finish(self, *, prove: bool = True) -> Run:
+        """Predict all attempts and, beside it, prove what was decided."""
+        proof = _Proof(self._replayer, self.measured, self._replayed, self._choices, self.part.sample)
+        with _Beside(proof.prove if prove else Reproduction, self._replayer) as proving:
+            for measuring, one, into in zip(self.measured, self._replayed, self._sinks, strict=True):
                 if not prove:
-                    say(f"predicting under {one.settings.name}", 0, 1)
-                one.predicted = _predict(measuring, attempts, into, behind)
-            reproduction = proof.result()
-    for one, own in zip(replayed, kept, strict=True):
-        one.decisions, one.predictions = own.tables()
-    if full is not None:
-        for measuring in measured:
+                    self._say(f"predicting under {one.settings.name}", 0, 1)
+                one.predicted = _predict(measuring, self.part.attempts, into, self._behind)
+            reproduction = proving.result()
+        if self._full is not None:
+            self._rank_all(self._full)
+        axis = self.part.axis
+        numbers = axis.attempts.replica_seq
+        numbered = (bool((numbers >= 0).any()), bool((numbers < 0).any()))
+        return Run(reproduction, self._replayed, self.part.gaps.missing(axis, self.part.calls), numbered, prove)
+
+    def _rank_all(self, full: Full) -> None:
+        decider = self._replayer.decider
+        for measuring in self.measured:
             for rows, done in rankings.blocks(decider, measuring):
-                say(f"ranking all candidates under {measuring.settings.name}", done, len(selected))
+                self._say(f"ranking all candidates under {measuring.settings.name}", done, len(decider.selected))
                 full(rows)
-    return Run(reproduction, replayed, _warnings(decider, replayed), prove)
+
+    def keep(self) -> None:
+        """Give the run's settings the rows that no sink took; once all are handed on."""
+        for one, own in zip(self._replayed, self._kept, strict=True):
+            one.decisions, one.predictions = own.tables()
 
 
 def _predict(measuring: Measuring, attempts: Ints, into: Sink, behind: Behind) -> int:
     """Predict attempts under one setting, block by block; returns how many."""
-    for predicted in predicting.blocks(predicting.predict(measuring, attempts), ROWS_PER_BLOCK):
+    for predicted in predicting.predict_blocks(measuring, attempts, ROWS_PER_BLOCK):
         behind.hand(into.predictions, predicting.table(measuring, predicted))
-    if not len(attempts):
-        behind.hand(into.predictions, predicting.predictions(measuring, attempts))
     return len(attempts)
 
 
@@ -237,7 +218,7 @@ def reproduce(ledger: Ledger, core: Core = "compiled") -> Reproduction:
     """Decide every call of a ledger again as it was recorded, and hold it against its first attempt; nothing else."""
     axis = timeline.build(ledger)
     decider = Decider(axis, offerbook.build(axis), Policies(axis))
-    return _Replayer(decider, core, lambda what, done, total: None).prove(())
+    return _Replayer(decider, core, lambda what, done, total: None).reproduce((), ())
 
 
 class _Replayer:
@@ -277,30 +258,36 @@ class _Replayer:
         blocks = self.blocks(measuring, calls, what, recorded_policy=recorded_policy)
         return _together([outcomes.choices(self.decider, block) for block in blocks])
 
-    def replay(self, measuring: Measuring, into: Sink, behind: Behind) -> Replayed:
+    def replay(self, measuring: Measuring, into: Sink, behind: Behind) -> tuple[Replayed, Choices]:
         """Decide everything under one setting."""
         chosen, name = [], measuring.settings.name
         for block in self.blocks(measuring, self.decider.selected, f"deciding under {name}"):
             chosen.append(outcomes.choices(self.decider, block))
             behind.hand(into.decisions, outcomes.table(self.decider, measuring, block))
         if not chosen:
-            behind.hand(into.decisions, pl.DataFrame(schema=DECISIONS))
+            behind.hand(into.decisions, pl.DataFrame(schema=DECISIONS).to_arrow())
         choices = _together(chosen)
-        return Replayed(measuring.settings, measuring.visibility.kind, choices, interpreted=self.interpreted)
+        undecided = int((choices.route == UNDECIDED).sum())
+        counts = len(choices.calls) - undecided, undecided
+        one = Replayed(measuring.settings, measuring.visibility.kind, *counts, interpreted=self.interpreted)
+        return one, choices
 
-    def lag_flips(self, measuring: Measuring, choices: Choices) -> list[int] | None:
+    def lag_flips(self, measuring: Measuring, choices: Choices) -> Ints | None:
         """Return the calls decided differently had every row been visible at once; None where there was no lag."""
         settings = measuring.settings
         if measuring.visibility.kind == "lagged" and settings.lag_ms == (0,):
             return None
         if "shared" not in (settings.reliability.state, settings.latency.state, settings.tools.state):
-            return []
-        what = f"deciding under {settings.name} without lag"
-        without = self.choose(Measuring(measuring.timeline, lag_free(settings)), choices.calls, what)
-        differ = (choices.route != UNDECIDED) & (without.route != UNDECIDED) & (choices.route != without.route)
-        return [int(call) for call in choices.calls[differ]]
+            return np.empty(0, dtype=np.int64)
+        free, concerned = Measuring(measuring.timeline, lag_free(settings), measuring), choices.route != UNDECIDED
+        if settings.windows_only:  # a fold also depends on the order in which it saw
+            concerned &= ~see_alike(measuring, free, choices.calls)
+        calls, route = choices.calls[concerned], choices.route[concerned]
+        without = self.choose(free, calls, f"deciding under {settings.name} without lag")
+        flips: Ints = calls[(without.route != UNDECIDED) & (without.route != route)]
+        return flips
 
-    def prove(self, replayed: Sequence[Replayed]) -> Reproduction:
+    def reproduce(self, replayed: Sequence[Replayed], choices: Sequence[Choices]) -> Reproduction:
         """Reproduce where any decision's evidence is complete, else find the agreement with the final route.
 
         A setting of the run that made the very decisions that the proof needs carries it, so that nothing is decided
@@ -311,27 +298,31 @@ class _Replayer:
         result = Reproduction(decisions=len(selected))
         if not len(selected):
             return result
-        known = recorded_settings(axis)
+        known = recorded_settings(axis.ledger.settings)
         complete = completeness(self.decider, known)
         if not (complete.codes[selected] == 0).any():
             result.incomplete = complete.count(selected)
-            for one in replayed[:1]:
-                agree(result, self.decider, one.choices)
+            for chosen in choices[:1]:
+                agree(result, self.decider, chosen)
             return result
-        for choices in self._recorded_choices(known, complete, replayed):
-            hold(result, self.decider, complete, choices)
+        for chosen in self._recorded_choices(known, complete, replayed, choices):
+            hold(result, self.decider, complete, chosen)
         return result
 
     def _recorded_choices(
-        self, known: dict[str, Settings], complete: Completeness, replayed: Sequence[Replayed]
+        self,
+        known: dict[str, Settings],
+        complete: Completeness,
+        replayed: Sequence[Replayed],
+        choices: Sequence[Choices],
     ) -> Iterator[Choices]:
         """Decide every call again under its recorded setting and policy, unless a setting of the run did just that."""
         selected, identities = self.decider.selected, self.decider.timeline.calls.settings_id
         codes = identities.codes[selected]
-        for one in replayed:
+        for one, chosen in zip(replayed, choices, strict=True):
             its = identities.code(one.settings.identity)
             if (codes == its).all() and one.settings.memo_ms is None and self.decider.policies.given is None:
-                yield one.choices
+                yield chosen
                 return
         whole = complete.codes[selected] == 0
         yield Choices.undecided(selected[~whole])
@@ -359,53 +350,45 @@ def _within(at_ms: Ints, since_ms: int | None, until_ms: int | None) -> Ints:
     return np.flatnonzero((at_ms >= low) & (at_ms < high)).astype(np.int64)
 
 
-def _prove(replayer: _Replayer, measured: Sequence[Measuring], replayed: Sequence[Replayed]) -> Reproduction:
-    """Find what the write lag changed, hold the record against the plans, and audit every setting.
+@dataclass
+class _Proof:
+    """The proof of a part's replay: what the write lag changed, the record against the plans, an audit per setting."""
 
-    Settings that the shared SQL checks alike share one audit.
-    """
-    for measuring, one in zip(measured, replayed, strict=True):
-        one.lag_flips = replayer.lag_flips(measuring, one.choices)
-    reproduction = replayer.prove(replayed)
-    flips, done = _contested(replayed), dict[str, Audit]()
-    for measuring, one in zip(measured, replayed, strict=True):
-        checked = audited(one.settings)
-        if checked.identity not in done:
-            what = f"auditing {one.settings.name} against production's SQL"
-            like = Measuring(measuring.timeline, checked, measuring)
-            done[checked.identity] = audit(like, replayer.decider.selected, flips, partial(replayer.say, what))
-        one.audit = done[checked.identity]
-    return reproduction
+    replayer: _Replayer
+    measured: Sequence[Measuring]
+    replayed: Sequence[Replayed]
+    choices: Sequence[Choices]
+    sample: int | None
 
+    def prove(self) -> Reproduction:
+        """Settings that the shared SQL checks alike share one audit."""
+        calls = self.replayer.decider.timeline.calls
+        flipped = []
+        for measuring, one, chosen in zip(self.measured, self.replayed, self.choices, strict=True):
+            flips = self.replayer.lag_flips(measuring, chosen)
+            one.lag_flips = None if flips is None else calls.id[flips].tolist()
+            flipped.append(np.empty(0, dtype=np.int64) if flips is None else flips)
+        reproduction = self.replayer.reproduce(self.replayed, self.choices)
+        contested, done = self._contested(flipped), dict[str, Audit]()
+        for measuring, one in zip(self.measured, self.replayed, strict=True):
+            checked = audited(one.settings)
+            if checked.identity not in done:
+                say = partial(self.replayer.say, f"auditing {one.settings.name} against production's SQL")
+                like = Measuring(measuring.timeline, checked, measuring)
+                selected = self.replayer.decider.selected
+                done[checked.identity] = (
+                    audit(like, selected, contested, say)
+                    if self.sample is None
+                    else audit(like, selected, contested, say, sample=self.sample, all_up_to=0)
+                )
+            one.audit = replace(done[checked.identity])
+        return reproduction
 
-def _contested(replayed: Sequence[Replayed]) -> list[int]:
-    """Return the calls on which the settings differ from each other, from the record, or with the write lag."""
-    first = replayed[0].choices
-    contested = np.zeros(len(first.calls), dtype=np.bool_)
-    for one in replayed:
-        mine = one.choices
-        contested |= (mine.route != first.route) | ((mine.route != UNDECIDED) & (mine.cause != 0))
-        contested |= np.isin(mine.calls, one.lag_flips or [])
-    return [int(call) for call in first.calls[contested]]
-
-
-def _warnings(decider: Decider, replayed: Sequence[Replayed]) -> list[str]:
-    warnings = []
-    for one in replayed:
-        if one.undecided:
-            warnings.append(
-                f"{one.settings.name}: {one.undecided:,} calls could not be decided again: unknown policy, or "
-                "a request that the core refuses"
-            )
-        if one.settings.prices.mode == "measured":
-            warnings.append(f"{one.settings.name}: measured prices are a what-if; production never feeds drift back")
-    sequence = decider.timeline.attempts.replica_seq
-    if len(sequence) and (sequence >= 0).any() and (sequence < 0).any():
-        warnings.append("some attempts carry their replica's numbering and some do not: in-process order goes by time")
-    lost = missing_numbers(decider.timeline, decider.selected)
-    if lost:
-        warnings.append(
-            f"{lost:,} numbers are missing from the replicas' own numbering: rows were dropped, or their calls had "
-            "not ended yet"
-        )
-    return warnings
+    def _contested(self, flipped: Sequence[Ints]) -> list[int]:
+        """Return the calls on which the settings differ from each other, from the record, or with the write lag."""
+        first = self.choices[0]
+        contested = np.zeros(len(first.calls), dtype=np.bool_)
+        for mine, flips in zip(self.choices, flipped, strict=True):
+            contested |= (mine.route != first.route) | ((mine.route != UNDECIDED) & (mine.cause != 0))
+            contested |= np.isin(mine.calls, flips)
+        return [int(call) for call in first.calls[contested]]

@@ -10,55 +10,117 @@ closes its breaker, and shows that it was not disabled), or until whatever the g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-import polars as pl
 
 from replay.core import Health
-from replay.timeline import Ints, Texts, Timeline
+from replay.timeline import Bools, Ints, Texts, Timeline
 
 _HEALTH = Health()
 _SPARSE = 16
+_MANY = 2**62
 
 
-def in_doubt(timeline: Timeline, providers_of: Callable[[int], Iterable[str]]) -> frozenset[int]:
-    """Return the calls decided while it is unknown what their process knew of some provider that they could choose.
+@dataclass
+class Numbering:
+    """What is known of each process's numbering: nothing where a ledger is looked at whole, else of earlier parts.
 
-    `providers_of` gives the providers among a call's candidates. A ledger without gaps costs one look at its numbers.
+    Only numbers above `after` and up to `upto` are looked at (None: to the end). `calls` has the number of the last
+    call and how many later numbers were there, `doubts` what was in doubt then; both go on with every part looked at,
+    once and in their order.
     """
-    doubtful: set[int] = set()
-    if not missing_numbers(timeline):
-        return frozenset()
-    for events in _with_gaps(timeline).partition_by("replica"):
-        doubt = _Doubt()
-        for number, is_call, index, missing in events.select("number", "is_call", "index", "missing").iter_rows():
-            at_ms = int(timeline.calls.decided_ms[index] if is_call else timeline.attempts.ts_ms[index])
-            if missing:
-                doubt = _Doubt(number, at_ms)
-            if not is_call:
-                _fold(doubt, timeline, index)
-            elif at_ms < doubt.last_ms and any(doubt.concerns(provider, at_ms) for provider in providers_of(index)):
-                doubtful.add(index)
-    return frozenset(doubtful)
 
+    after: Mapping[str, int] = field(default_factory=dict)
+    upto: Mapping[str, int] | None = field(default_factory=dict)
+    calls: dict[str, tuple[int, int]] = field(default_factory=dict)
+    doubts: dict[str, _Doubt] = field(default_factory=dict)
 
-def missing_numbers(timeline: Timeline, between: Ints | None = None) -> int:
-    """Count the numbers that no row carries between each process's first and last row.
+    @classmethod
+    def whole(cls) -> Numbering:
+        """Look at everything at once."""
+        return cls().next(None)
 
-    With `between`: only those between its first and last of these calls.
-    """
-    calls, attempts = timeline.calls, timeline.attempts
-    count = 0
-    for name in {*calls.replica.values, *attempts.replica.values}:
-        of_calls = _numbers(calls.replica, calls.replica_seq, name)
-        numbers = np.concatenate([of_calls, _numbers(attempts.replica, attempts.replica_seq, name)])
-        ends = numbers if between is None else _numbers(calls.replica, calls.replica_seq, name, between)
-        if len(ends):
-            first, last = int(ends.min()), int(ends.max())
-            inside = numbers[(numbers >= first) & (numbers <= last)]
-            count += last - first + 1 - _distinct(inside - first)
-    return count
+    def next(self, upto: Mapping[str, int] | None) -> Numbering:
+        """Return the same for the part after this one, up to other numbers."""
+        return Numbering(self.looked_at, upto, self.calls, self.doubts)
+
+    @property
+    def looked_at(self) -> dict[str, int]:
+        """The number of each process up to which this part and those before it go."""
+        return {**self.after, **(self.upto or {})}
+
+    def missing(self, timeline: Timeline, between: Ints) -> int:
+        """Count the numbers that no row carries between each process's first and last of these calls."""
+        calls, attempts = timeline.calls, timeline.attempts
+        count = 0
+        for name in {*calls.replica.values, *attempts.replica.values}:
+            ends = _numbers(calls.replica, calls.replica_seq, name, between)
+            if not len(ends) and name not in self.calls:
+                continue
+            last_call, present = self.calls.get(name, (int(ends.min(initial=_MANY)) - 1, 0))
+            last = int(ends.max(initial=last_call))
+            numbers = np.concatenate([_numbers(rows.replica, rows.replica_seq, name) for rows in (calls, attempts)])
+            numbers = numbers[self._is_inside(name, numbers) & (numbers > last_call)] - last_call - 1
+            present += _distinct(numbers[numbers < last - last_call])
+            later = _distinct(numbers[numbers >= last - last_call])
+            if len(ends):
+                count += last - last_call - present
+                present = 0
+            self.calls[name] = last, present + later
+        return count
+
+    def in_doubt(self, timeline: Timeline, providers_of: Callable[[int], Iterable[str]]) -> frozenset[int]:
+        """Return the calls decided while it is unknown what their process knew of some provider they could choose.
+
+        `providers_of` gives the providers among a call's candidates. A ledger without gaps costs one look at its
+        numbers.
+        """
+        doubtful: set[int] = set()
+        for name in sorted({*timeline.calls.replica.values, *timeline.attempts.replica.values}):
+            doubt = self.doubts.get(name)
+            for number, is_call, index, missing in self._events(timeline, name, doubt is not None):
+                at_ms = int(timeline.calls.decided_ms[index] if is_call else timeline.attempts.ts_ms[index])
+                if missing:
+                    doubt = _Doubt(number, at_ms)
+                if doubt is None:
+                    continue
+                if not is_call:
+                    _fold(doubt, timeline, index)
+                elif at_ms < doubt.last_ms and any(doubt.concerns(one, at_ms) for one in providers_of(index)):
+                    doubtful.add(index)
+            if doubt is not None:
+                self.doubts[name] = doubt
+        return frozenset(doubtful)
+
+    def _events(self, timeline: Timeline, name: str, doubted: bool) -> Iterator[tuple[int, bool, int, bool]]:
+        """Yield a process's numbered events in order: number, is it a call, row, and whether it follows a gap.
+
+        Those before its first gap are left out, unless there was one before.
+        """
+        calls, attempts = timeline.calls, timeline.attempts
+        of_calls, of_attempts = (
+            np.flatnonzero((table.replica.codes == table.replica.code(name)) & self._is_inside(name, table.replica_seq))
+            for table in (calls, attempts)
+        )
+        numbers = np.concatenate([calls.replica_seq[of_calls], attempts.replica_seq[of_attempts]])
+        if not len(numbers):
+            return
+        before = self.after.get(name, int(numbers.min()) - 1)
+        if not doubted and int(numbers.max()) - before == _distinct(numbers - before - 1):
+            return
+        rows = np.concatenate([of_calls, of_attempts])
+        order = np.argsort(numbers, kind="stable")
+        follows = np.diff(numbers[order], prepend=before) > 1
+        gaps = np.flatnonzero(follows)
+        first = 0 if doubted else int(gaps[0]) if len(gaps) else len(order)
+        for place, missing in zip(order[first:].tolist(), follows[first:].tolist(), strict=True):
+            yield int(numbers[place]), place < len(of_calls), int(rows[place]), missing
+
+    def _is_inside(self, name: str, numbers: Ints) -> Bools:
+        upto = _MANY if self.upto is None else self.upto.get(name, self.after.get(name, -1))
+        return (numbers > self.after.get(name, -1)) & (numbers <= upto)
 
 
 def _numbers(replica: Texts, numbers: Ints, name: str, some: Ints | None = None) -> Ints:
@@ -72,17 +134,6 @@ def _distinct(numbers: Ints) -> int:
     if len(numbers) and int(numbers.max()) > _SPARSE * len(numbers):
         return len(np.unique(numbers))
     return int(np.count_nonzero(np.bincount(numbers)))
-
-
-def _with_gaps(timeline: Timeline) -> pl.DataFrame:
-    """Return each process's numbered events from its first gap on, in their order; `missing` marks what follows one."""
-    frames = []
-    for rows, is_call in ((timeline.calls, True), (timeline.attempts, False)):
-        numbers = {"replica": rows.replica.take(np.arange(len(rows))), "number": rows.replica_seq}
-        frames.append(pl.DataFrame(numbers).with_row_index("index").with_columns(is_call=pl.lit(is_call)))
-    events = pl.concat(frames).filter(pl.col("replica").is_not_null(), pl.col("number") >= 0).sort("replica", "number")
-    events = events.with_columns(missing=(pl.col("number").diff().over("replica") > 1).fill_null(False))
-    return events.filter(pl.col("missing").cum_sum().over("replica") > 0)
 
 
 class _Doubt:

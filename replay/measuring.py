@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -10,12 +10,19 @@ import numpy as np
 
 from replay.estimators import Window
 from replay.kernel.compiled import compiled
-from replay.readings import Facts, Reads, read_many, read_tools
+from replay.kernel.layout import Layout, lay_out, tools_values, track_on
+from replay.kernel.tracks import Track
+from replay.readings import Facts, Reads, answer, capable
 from replay.settings import Measure, Settings, Tools
-from replay.timeline import NEVER, Bools, Floats, Ints, Snapshot, Timeline, Visibility, visibility
+from replay.snapshots import Snapshot
+from replay.timeline import NEVER, Bools, Floats, Ints, Timeline, Visibility, visibility
 from replay.virtual import Luck
 
 Order = Literal["sequence", "time"]
+Name = Literal["reliability", "latency", "tools"]
+"""A measure of a setting."""
+
+NAMES: tuple[Name, ...] = ("reliability", "latency", "tools")
 
 
 @dataclass(frozen=True)
@@ -58,10 +65,43 @@ class Stamps:
         return np.where(usable, np.rint(np.where(usable, self.latency_ms, 0.0)), np.nan)
 
 
+class Reading:
+    """One measure at its questions; a question's key must not be smaller than one of an earlier time (`read`)."""
+
+    def __init__(self, measure: Measure | Tools, track: Track, stride: int) -> None:
+        self.measure = measure
+        self._track = track
+        self._stride = stride
+
+    def reads(self, questions: Questions) -> Reads:
+        """Return what questions ask of this measure's ledger: the shared one, or the process's own."""
+        if self.measure.state == "shared":
+            return Reads(questions.shared_key, questions.shared_ms, questions.route)
+        slot = questions.process * self._stride + questions.route
+        return Reads(questions.own_key, questions.own_ms, np.where(questions.route < 0, -1, slot))
+
+    def estimates(self, questions: Questions) -> tuple[Floats, Ints]:
+        """Return the estimates, nan where there is no stamp, and the observations behind each."""
+        measure = self.measure
+        assert isinstance(measure, Measure)
+        estimates, counts, known = answer(self._track, self.reads(questions))
+        for replacement, place in ((measure.when_cold, ~known), (measure.when_empty, known)):
+            if replacement is not None:
+                estimates = np.where(np.isnan(estimates) & place, replacement, estimates)
+        if measure.state == "shared":
+            estimates[questions.mute] = np.nan
+        return estimates, counts
+
+    def verdicts(self, questions: Questions) -> tuple[Bools, Ints]:
+        """Return whether each route is capable of tools, and the requests behind each verdict."""
+        found, requests = capable(self._track, self.reads(questions))
+        return (found | questions.mute if self.measure.state == "shared" else found), requests
+
+
 class Measuring:
     """One setting on one timeline: who is which process, what each decision could see, and the stamps that follow.
 
-    `like` is another of the same timeline; its visibility serves where both settings see alike.
+    `like` is another of the same timeline; what it found out serves where both settings see alike.
     """
 
     def __init__(self, timeline: Timeline, settings: Settings, like: Measuring | None = None) -> None:
@@ -69,10 +109,20 @@ class Measuring:
         self.settings = settings
         shared = like is not None and sight(like.settings) == sight(settings)
         self.visibility: Visibility = like.visibility if like and shared else visibility(timeline, settings)
-        self.call_process, self.attempt_process, self.process_count = _processes(timeline, settings)
+        split = like is not None and _split(like.settings) == _split(settings)
+        self._processes: tuple[Ints, Ints, int] = like._processes if like and split else _processes(timeline, settings)
+        self.call_process, self.attempt_process, self.process_count = self._processes
+        self.stride = len(timeline.routes) + 1
         self.order: Order = "sequence" if settings.replicas is None and _numbered(timeline) else "time"
         self.mute: Bools = timeline.calls.state.codes == timeline.calls.state.code("unavailable")
         self.evidence_ms, self.evidence_key = self._evidence()
+        self._shared: _Ledger = like._shared if like and shared else self._shared_ledger(like)
+        self._own: dict[Order, _Ledger] = like._own if like and split else {}
+
+    def _shared_ledger(self, like: Measuring | None) -> _Ledger:
+        attempts, known = self.timeline.attempts, like._shared.facts if like else None
+        facts = Facts(self.visibility.attempts, attempts.ts_ms, attempts.id, attempts.route, known)
+        return _Ledger(facts, self.stride)
 
     def _evidence(self) -> tuple[Ints, Ints]:
         """Return each decision's evidence instant and reader's key: as recorded, or under a hypothetical memo."""
@@ -151,25 +201,33 @@ class Measuring:
 
     def answer(self, questions: Questions) -> Stamps:
         """Read every rule of the settings at every question."""
-        reliability, count = self._read(self.settings.reliability, questions, self.successes())
-        latency_ms, latency_count = self._read(self.settings.latency, questions, self.latencies())
-        capable, requests = self._read_tools(self.settings.tools, questions)
-        return Stamps(reliability, latency_ms, capable, count, latency_count, requests)
+        reliability, count = self.reading("reliability", questions.order).estimates(questions)
+        latency_ms, latency_count = self.reading("latency", questions.order).estimates(questions)
+        verdicts, requests = self.reading("tools", questions.order).verdicts(questions)
+        return Stamps(reliability, latency_ms, verdicts, count, latency_count, requests)
 
-    def estimates(self, questions: Questions) -> tuple[Floats, Floats]:
-        """Read reliability and latency at every question: estimates, nan where there is no stamp."""
-        reliability, _ = self._read(self.settings.reliability, questions, self.successes())
-        latency_ms, _ = self._read(self.settings.latency, questions, self.latencies())
-        return reliability, latency_ms
+    def reading(self, name: Name, order: Order) -> Reading:
+        """Return a measure with nothing read yet, for questions by this order of a process's own events."""
+        return Reading(getattr(self.settings, name), self.track(name, order, alone=True), self.stride)
 
-    def successes(self) -> tuple[Ints, Floats]:
-        """Return which attempts reliability counts, and each one's success as 0.0 or 1.0."""
+    def track(self, name: Name, order: Order, *, alone: bool = False) -> Track:
+        """Return a measure's track, its slots being routes, of every process (number × `stride` + route) or shared.
+
+        A ledger is one process of the track, or (`alone`) every slot is.
+        """
+        measure: Measure | Tools = getattr(self.settings, name)
+        values = {"reliability": self.successes, "latency": self.latencies, "tools": self.tools_evidence}[name]()
+        return track_on(measure.rule, self._ledger(measure.state, order).layout(alone), values)
+
+    def successes(self) -> Floats:
+        """Return each attempt's success as 0.0 or 1.0, nan where reliability does not count it."""
         attempts = self.timeline.attempts
-        counted = np.flatnonzero(_kinds_kept(self.timeline, self.settings.reliability))
-        return counted, attempts.ok[counted].astype(np.float64)
+        values = attempts.ok.astype(np.float64)
+        values[_kinds_left_out(self.timeline, self.settings.reliability)] = np.nan
+        return values
 
-    def latencies(self) -> tuple[Ints, Floats]:
-        """Return which attempts latency counts, and what each contributes, in ms."""
+    def latencies(self) -> Floats:
+        """Return what each attempt contributes to latency, in ms, nan where it is not counted."""
         attempts, measure = self.timeline.attempts, self.settings.latency
         values = attempts.latency_ms.copy()
         if measure.zero_latency == "unknown":
@@ -177,52 +235,44 @@ class Measuring:
         values[~attempts.ok] = np.nan if measure.failed_latency_ms is None else measure.failed_latency_ms
         if not isinstance(measure.rule, Window):  # production's query averages what it finds; no fold recovers from it
             values[np.isinf(values)] = np.nan
-        counted = np.flatnonzero(_kinds_kept(self.timeline, measure) & ~np.isnan(values))
-        return counted, values[counted]
+        values[_kinds_left_out(self.timeline, measure)] = np.nan
+        return values
 
-    def tools_evidence(self) -> Ints:
-        """Return which attempts the tools rule counts."""
+    def tools_evidence(self) -> Floats:
+        """Return each attempt's evidence as the values of a track, nan where the tools rule does not count it."""
         attempts, tools = self.timeline.attempts, self.settings.tools
         evidence = attempts.tools_requested | attempts.tools_emitted
-        return np.flatnonzero(evidence & (attempts.ok | (tools.failed == "counted")))
+        counted = evidence & (attempts.ok | (tools.failed == "counted"))
+        return np.where(counted, tools_values(attempts.tools_requested, attempts.tools_emitted), np.nan)
 
-    def _read(self, measure: Measure, questions: Questions, observed: tuple[Ints, Floats]) -> tuple[Floats, Ints]:
-        which, values = observed
-        facts, reads = self._facts(which, measure.state, questions.order), self._reads(questions, measure.state)
-        estimates, counts, known = read_many(measure.rule, facts, values, reads)
-        for replacement, place in ((measure.when_cold, ~known), (measure.when_empty, known)):
-            if replacement is not None:
-                estimates = np.where(np.isnan(estimates) & place, replacement, estimates)
-        if measure.state == "shared":
-            estimates = np.where(questions.mute, np.nan, estimates)
-        return estimates, counts
-
-    def _read_tools(self, tools: Tools, questions: Questions) -> tuple[Bools, Ints]:
-        attempts, which = self.timeline.attempts, self.tools_evidence()
-        facts, reads = self._facts(which, tools.state, questions.order), self._reads(questions, tools.state)
-        requested, emitted = attempts.tools_requested[which], attempts.tools_emitted[which]
-        capable, requests = read_tools(tools.rule, facts, requested, emitted, reads)
-        return (capable | questions.mute if tools.state == "shared" else capable), requests
-
-    def facts(self, which: Ints, state: str) -> Facts:
-        """Return some attempts as the facts of decisions: on the shared ledger, or in their processes."""
-        return self._facts(which, state, self.order)
-
-    def _facts(self, which: Ints, state: str, order: Order) -> Facts:
-        attempts = self.timeline.attempts
+    def _ledger(self, state: str, order: Order) -> _Ledger:
         if state == "shared":
-            key, group = self.visibility.attempts, attempts.route
-        else:
+            return self._shared
+        if order not in self._own:
+            attempts, process = self.timeline.attempts, self.attempt_process
             key = attempts.replica_seq if order == "sequence" else attempts.ts_ms
-            group = attempts.route * self.process_count + self.attempt_process
-        facts = Facts(key, attempts.ts_ms, attempts.id, group)
-        return facts if len(which) == len(key) else Facts(*(getattr(facts, one.name)[which] for one in fields(facts)))
+            slot = process * self.stride + attempts.route
+            facts = Facts(key, attempts.ts_ms, attempts.id, slot, self._shared.facts)
+            self._own[order] = _Ledger(facts, self.stride * self.process_count, process, self.process_count)
+        return self._own[order]
 
-    def _reads(self, questions: Questions, state: str) -> Reads:
-        if state == "shared":
-            return Reads(questions.shared_key, questions.shared_ms, questions.route)
-        group = questions.route * self.process_count + questions.process
-        return Reads(questions.own_key, questions.own_ms, np.where(questions.route < 0, -1, group))
+
+class _Ledger:
+    """All attempts as the facts of the shared ledger, or of the processes' own, laid out once per way of reading."""
+
+    def __init__(self, facts: Facts, slots: int, process: Ints | None = None, processes: int = 1) -> None:
+        self.facts = facts
+        self._slots = slots
+        self._process, self._processes = process, processes
+        self._layouts: dict[bool, Layout] = {}
+
+    def layout(self, alone: bool) -> Layout:
+        """Return the attempts by process, or (`alone`) by slot."""
+        if alone not in self._layouts:
+            process = np.zeros_like(self.facts.group) if self._process is None else self._process
+            by = (self.facts.group, self._slots) if alone else (process, self._processes)
+            self._layouts[alone] = lay_out(self.facts, self._slots, *by)
+        return self._layouts[alone]
 
 
 @compiled
@@ -243,6 +293,24 @@ def memoised(order: Ints, decided_ms: Ints, process: Ints, mute: Bools, memo_ms:
     return read_at
 
 
+def see_alike(one: Measuring, other: Measuring, calls: Ints) -> Bools:
+    """Say which of the calls see the very same attempts under two visibilities of one timeline.
+
+    A reader sees the attempts whose keys are smaller: so many of the first ones in the order of keys. Two sets of one
+    size are the same where one lies in the other.
+    """
+    ours, theirs = one.visibility.attempts, other.visibility.attempts
+    if not len(ours):
+        return np.ones(len(calls), dtype=np.bool_)
+    order = np.argsort(ours, kind="stable")
+    seen = np.searchsorted(ours[order], one.evidence_key[calls])
+    highest = np.maximum.accumulate(theirs[order])[np.maximum(seen - 1, 0)]
+    until = other.evidence_key[calls]
+    as_many = seen == np.searchsorted(np.sort(theirs, kind="stable"), until)
+    alike: Bools = as_many & ((seen == 0) | (highest < until))
+    return alike
+
+
 def sight(settings: Settings) -> tuple[object, ...]:
     """Return all that visibility depends on; the seed only where a lag is drawn.
 
@@ -252,10 +320,16 @@ def sight(settings: Settings) -> tuple[object, ...]:
     return settings.visibility, settings.lag_ms, settings.seed if len(settings.lag_ms) > 1 else None
 
 
-def _kinds_kept(timeline: Timeline, measure: Measure) -> Bools:
+def _split(settings: Settings) -> tuple[object, ...]:
+    """Return all that the division into processes depends on; the seed only where replicas are drawn."""
+    return settings.replicas, settings.restarts, settings.seed if settings.replicas is not None else None
+
+
+def _kinds_left_out(timeline: Timeline, measure: Measure) -> Ints:
+    """Return the attempts that a measure leaves out for the kind of their error."""
     kinds = timeline.attempts.error_kind
     excluded = [kinds.code(kind) for kind in measure.exclude_kinds]
-    return ~np.isin(kinds.codes, excluded)
+    return np.flatnonzero(np.isin(kinds.codes, excluded)) if excluded else np.empty(0, dtype=np.int64)
 
 
 def _numbered(timeline: Timeline) -> bool:
@@ -277,9 +351,6 @@ def _processes(timeline: Timeline, settings: Settings) -> tuple[Ints, Ints, int]
     and its life between two of the settings' restarts. An attempt is its call's.
     """
     calls, attempts = timeline.calls, timeline.attempts
-    restarts = np.array(sorted(settings.restarts), dtype=np.int64)
-    call_life = np.searchsorted(restarts, calls.decided_ms, side="right")
-    attempt_life = np.searchsorted(restarts, attempts.ts_ms, side="right")
     if settings.replicas is None:
         both = (calls.replica, attempts.replica)
         none = {""} if any((texts.codes < 0).any() for texts in both) else set()
@@ -300,4 +371,10 @@ def _processes(timeline: Timeline, settings: Settings) -> tuple[Ints, Ints, int]
         ]
         attempt_replica = np.array(lone, dtype=np.int64)
     lives = len(settings.restarts) + 1
+    if lives == 1:
+        return call_replica, attempt_replica, replicas
+    call_life, attempt_life = (
+        np.searchsorted(np.array(sorted(settings.restarts), dtype=np.int64), at_ms, side="right")
+        for at_ms in (calls.decided_ms, attempts.ts_ms)
+    )
     return call_replica * lives + call_life, attempt_replica * lives + attempt_life, replicas * lives

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from replay.columns import Field, fields, known, numbers, texts, texts_that_recur, truths
 from replay.deciding import Decider, Decision, Providers
+from replay.kernel.compiled import compiled
 from replay.kernel.core import Block
 from replay.kernel.loop import SHOWN, Found, new_found
+from replay.kernel.program import Records
 from replay.measuring import Measuring
 from replay.orderhash import order_hash
-from replay.timeline import Bools, Floats, Ints
+from replay.timeline import Bools, Codes, Floats, Ints
 
 INTERPRETED_ROWS = 4_096
 
@@ -102,118 +106,109 @@ class Choices:
 def choices(decider: Decider, block: Block) -> Choices:
     """Return what a block's decisions chose, and where the recorded route stands in plans that do not begin with it."""
     decided, recorded = block.found.decided, block.found.stood[:, SHOWN]
-    routes, first = _places(decider, block.calls)
-    chosen = _at(routes, first + decided["chosen"], decided["chosen"] >= 0)
     actual = decider.timeline.taken[block.calls]
-    with np.errstate(invalid="ignore"):
-        tie = np.abs(decided["best"] - recorded["score"]) <= TIE_TOLERANCE
-    conditions = [
-        (decided["length"] < 0) | (chosen == actual),
-        actual < 0,
-        recorded["place"] < 0,
-        decided["ranked"] == 0,
-        decided["out"] != 0,
-        tie,
-    ]
+    segment = decider.book.numbers_at(decider.timeline.calls.decided_ms[block.calls])
+    chosen = _routes(decider, segment, decided["chosen"], decided["chosen"] >= 0)
     return Choices(
         block.calls,
         np.where(decided["length"] < 0, UNDECIDED, chosen),
         decided["length"] == 1,
-        np.select(conditions, range(len(conditions)), len(conditions)).astype(np.int8),
+        _causes(decided, recorded, chosen, actual),
     )
 
 
-def table(decider: Decider, measuring: Measuring, block: Block, *, recorded_policy: bool = False) -> pl.DataFrame:
-    """Return a block as rows with the columns of DECISIONS; calls that could not be decided are left out.
+@compiled
+def _causes(decided: Records, recorded: Records, chosen: Ints, actual: Ints) -> NDArray[np.int8]:
+    """Return why each plan does not begin with the recorded route, as a place in CAUSES."""
+    causes = np.zeros(len(decided), dtype=np.int8)
+    for row in range(len(decided)):
+        one = decided[row]
+        if one["length"] < 0 or chosen[row] == actual[row]:
+            continue
+        if actual[row] < 0:
+            causes[row] = 1
+        elif recorded[row]["place"] < 0:
+            causes[row] = 2
+        elif one["ranked"] == 0:
+            causes[row] = 3
+        elif one["out"] != 0:
+            causes[row] = 4
+        else:
+            causes[row] = 5 if abs(one["best"] - recorded[row]["score"]) <= TIE_TOLERANCE else 6
+    return causes
 
-    Texts that recur are of the type `polars.Enum`.
+
+def table(decider: Decider, measuring: Measuring, block: Block, *, recorded_policy: bool = False) -> pa.Table:
+    """Return a block as rows with the columns of DECISIONS, texts as dictionaries.
+
+    Calls that could not be decided are left out. Nothing of the block is held on to.
     """
     kept = np.flatnonzero(block.found.decided["length"] >= 0)
     calls, axis = block.calls[kept], decider.timeline
-    decided, stood, health = block.found.decided[kept], block.found.stood[kept], block.health[kept].astype(np.int64)
+    decided, stood = (fields(records, kept) for records in block.found)
+    health = block.health[kept]
     opened, disabled = block.states
-    routes, first = _places(decider, calls)
-    names = pl.Enum(axis.routes)
-    policy_of, policies = decider.policies.numbered(recorded=recorded_policy)
+    decided_ms = axis.calls.decided_ms[calls]
+    segment = decider.book.numbers_at(decided_ms)
+    policy, policies = decider.policies.numbered(calls, recorded=recorded_policy)
     attempt = axis.calls.first_attempt[calls]
-    first_route = _at(axis.attempts.route, np.maximum(attempt, 0), attempt >= 0)
-    actual = axis.taken[calls]
-    chosen = _at(routes, first + decided["chosen"], decided["chosen"] >= 0)
-    columns: dict[str, pl.Series] = {
-        "setting": _named(pl.Enum([measuring.settings.name]), np.zeros(len(calls), dtype=np.int64)),
-        "call_id": pl.Series(axis.calls.id[calls]),
-        "decided_ms": pl.Series(axis.calls.decided_ms[calls]),
-        "evidence_ms": pl.Series(measuring.evidence_ms[calls]),
-        "policy_id": _one_of([None if one is None else one.identity for one in policies], policy_of[calls]),
-        "request_class": _one_of([asked.kind for asked in decider.asked.distinct], decider.asked.codes[calls]),
-        "recorded_route": _named(names, axis.calls.route[calls]),
-        "recorded_first_route": _named(names, first_route),
-        "chosen_route": _named(names, chosen),
-        "label": _named(pl.Enum(["bounded", "recorded"]), (chosen == actual).astype(np.int64)),
-        "candidates": pl.Series(decider.book.sizes[decider.book.numbers_at(axis.calls.decided_ms[calls])]),
-        "rejected": pl.Series(decided["rejected"].copy()),
-        "reject_counts": pl.Series(block.rejects, dtype=pl.String).gather(decided["pattern"].astype(np.int64)),
-        "open_breakers": pl.Series(opened, dtype=pl.String).gather(health),
-        "disabled_providers": pl.Series(disabled, dtype=pl.String).gather(health),
-        "margin": _some(_minus(stood["score"][:, 0], stood["score"][:, 1]), decided["length"] > 1),
+    first = np.where(attempt >= 0, axis.attempts.route[np.maximum(attempt, 0)], -1) if len(axis.attempts) else attempt
+    chosen = _routes(decider, segment, decided("chosen"), decided("chosen") >= 0)
+    columns = {
+        "setting": texts(np.zeros(len(calls), dtype=np.int32), [measuring.settings.name]),
+        "call_id": numbers(axis.calls.id[calls]),
+        "decided_ms": numbers(decided_ms),
+        "evidence_ms": numbers(measuring.evidence_ms[calls]),
+        "policy_id": texts_that_recur(policy, [None if one is None else one.identity for one in policies]),
+        "request_class": texts(decider.asked.kinds.codes[decider.asked.codes[calls]], decider.asked.kinds.values),
+        "recorded_route": texts(axis.calls.route[calls], axis.routes),
+        "recorded_first_route": texts(first, axis.routes),
+        "chosen_route": texts(chosen, axis.routes),
+        "label": texts((chosen == axis.taken[calls]).astype(np.int32), ["bounded", "recorded"]),
+        "candidates": numbers(decider.book.sizes[segment]),
+        "rejected": numbers(decided("rejected")),
+        "reject_counts": texts(decided("pattern"), block.rejects),
+        "open_breakers": texts_that_recur(health, opened),
+        "disabled_providers": texts_that_recur(health, disabled),
+        "margin": numbers(_minus(stood("score", 0), stood("score", 1)), decided("length") > 1),
     }
+    columns |= _stood(decider, segment, decided, stood)
+    columns["order_hash"] = numbers(decided("hash"))
+    return pa.table(columns)
+
+
+def _stood(decider: Decider, segment: Ints, decided: Field, stood: Field) -> dict[str, pa.Array]:
+    """Return the columns of what came first, second and third, and of the recorded route."""
+    columns: dict[str, pa.Array] = {}
     for place in range(SHOWN):
-        ranked = decided["length"] > place
-        where = first + stood["place"][:, place]
-        columns[f"route_{place + 1}"] = _named(names, _at(routes, where, ranked))
-        columns[f"score_{place + 1}"] = _some(stood["score"][:, place], ranked)
-        columns[f"success_rate_{place + 1}"] = _known(stood["rate"][:, place], ranked)
-        columns[f"latency_ms_{place + 1}"] = _known(stood["latency_ms"][:, place], ranked)
-        columns[f"tools_{place + 1}"] = pl.Series(stood["tools"][:, place] != 0).set(pl.Series(~ranked), None)
-        columns[f"price_in_{place + 1}"] = _known(stood["price_in"][:, place], ranked)
-        columns[f"price_out_{place + 1}"] = _known(stood["price_out"][:, place], ranked)
-    here = stood["place"][:, SHOWN] >= 0
-    columns["recorded_score"] = _some(stood["score"][:, SHOWN], decided["ranked"] != 0)
-    columns["recorded_success_rate"] = _known(stood["rate"][:, SHOWN], here)
-    columns["recorded_latency_ms"] = _known(stood["latency_ms"][:, SHOWN], here)
-    columns["order_hash"] = pl.Series(decided["hash"].copy())
-    return pl.DataFrame({name: columns[name] for name in DECISIONS})
+        ranked = decided("length") > place
+        routes = _routes(decider, segment, stood("place", place), ranked)
+        columns |= {
+            f"route_{place + 1}": texts(routes, decider.timeline.routes),
+            f"score_{place + 1}": numbers(stood("score", place), ranked),
+            f"success_rate_{place + 1}": known(stood("rate", place), ranked),
+            f"latency_ms_{place + 1}": known(stood("latency_ms", place), ranked),
+            f"tools_{place + 1}": truths(stood("tools", place) != 0, ranked),
+            f"price_in_{place + 1}": known(stood("price_in", place), ranked),
+            f"price_out_{place + 1}": known(stood("price_out", place), ranked),
+        }
+    here = stood("place", SHOWN) >= 0
+    return columns | {
+        "recorded_score": numbers(stood("score", SHOWN), decided("ranked") != 0),
+        "recorded_success_rate": known(stood("rate", SHOWN), here),
+        "recorded_latency_ms": known(stood("latency_ms", SHOWN), here),
+    }
 
 
-def _places(decider: Decider, calls: Ints) -> tuple[Ints, Ints]:
-    """Return the routes of all places of the offer book, and the first place of each call's candidates."""
+def _routes(decider: Decider, segment: Ints, place: Codes, holds: Bools) -> Ints:
+    """Return the routes of places in segments, -1 where it does not hold."""
     book = decider.book
-    return book.routes, book.starts[book.numbers_at(decider.timeline.calls.decided_ms[calls])]
-
-
-def _at(values: Ints, where: Ints, holds: Bools, otherwise: Ints | int = -1) -> Ints:
-    """Return `values[where]` where it holds."""
-    if not len(values):
-        return np.broadcast_to(np.asarray(otherwise, dtype=np.int64), holds.shape).copy()
-    return np.where(holds, values[np.where(holds, where, 0)], otherwise).astype(np.int64)
-
-
-def _named(names: pl.Enum, numbers: Ints) -> pl.Series:
-    """Return the names of some numbers, none of one below 0."""
-    codes = pl.Series(numbers).set(pl.Series(numbers < 0), None)
-    return codes.cast(pl.UInt32).cat.to(names)
-
-
-def _one_of(names: Sequence[str | None], numbers: Ints) -> pl.Series:
-    """Return the names of some numbers, where several may have the same, or none."""
-    distinct = sorted({name for name in names if name is not None}, key=str.encode)
-    place = np.array([-1 if name is None else distinct.index(name) for name in names], dtype=np.int64)
-    return _named(pl.Enum(distinct), place[numbers])
+    return np.append(book.routes, -1)[np.where(holds, book.starts[segment] + place, -1)]
 
 
 def _minus(first: Floats, second: Floats) -> Floats:
     with np.errstate(invalid="ignore"):  # of two routes without a stamp, ∞ − ∞
         return np.subtract(first, second)
-
-
-def _some(values: Floats, holds: Bools) -> pl.Series:
-    """Return the values, null where they do not hold; a value may well be no number."""
-    return pl.Series(values.copy()).set(pl.Series(~holds), None)
-
-
-def _known(values: Floats, holds: Bools) -> pl.Series:
-    """Return the values, null where they do not hold or are no number."""
-    return pl.Series(values.copy()).set(pl.Series(~holds | np.isnan(values)), None)
 
 
 # The interpreter, in the same form
@@ -223,7 +218,7 @@ def interpreted(
     decider: Decider, measuring: Measuring, calls: Ints, *, recorded_policy: bool = False, rows: int = INTERPRETED_ROWS
 ) -> Iterator[Block]:
     """Decide some calls with the interpreter, block by block."""
-    numbers, routes = {"{}": 0}, [*decider.timeline.routes, ""]
+    patterns, routes = {"{}": 0}, [*decider.timeline.routes, ""]
     states: dict[Providers, int] = {}
     for start in range(0, len(calls), rows):
         some = calls[start : start + rows]
@@ -232,9 +227,9 @@ def interpreted(
         for row, call in enumerate(some.tolist()):
             decision = few.decide(call, parts, recorded_policy=recorded_policy)
             if decision is not None:
-                _note(found, row, decision, int(actual[row]), routes, numbers)
+                _note(found, row, decision, int(actual[row]), routes, patterns)
         health = [states.setdefault(parts.health[call], len(states)) for call in some.tolist()]
-        yield Block(some, found, np.array(health, dtype=np.int64), lambda: _texts(states), lambda: list(numbers))
+        yield Block(some, found, np.array(health, dtype=np.int64), lambda: _texts(states), lambda: list(patterns))
 
 
 def _texts(states: Iterable[Providers]) -> tuple[list[str], list[str]]:
@@ -243,13 +238,13 @@ def _texts(states: Iterable[Providers]) -> tuple[list[str], list[str]]:
     return opened, disabled
 
 
-def _note(found: Found, row: int, decision: Decision, actual: int, routes: list[str], numbers: dict[str, int]) -> None:
+def _note(found: Found, row: int, decision: Decision, actual: int, routes: list[str], patterns: dict[str, int]) -> None:
     """Write down one decision as the compiled core does."""
     ranking = decision.plan
     reasons = Counter(reason for _, reason in ranking.rejected)
     decided = found.decided[row]
     decided["length"], decided["rejected"] = len(ranking.ordered), len(ranking.rejected)
-    decided["pattern"] = numbers.setdefault(json.dumps(reasons, sort_keys=True), len(numbers))
+    decided["pattern"] = patterns.setdefault(json.dumps(reasons, sort_keys=True), len(patterns))
     decided["chosen"] = -1 if decision.chosen is None else decision.chosen
     for place, (index, score) in enumerate(zip(ranking.ordered[:SHOWN], ranking.scores, strict=False)):
         _note_place(found, row, place, decision, index, score)

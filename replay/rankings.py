@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from replay.deciding import Decider, Decision
 from replay.errors import ReplayError
@@ -53,12 +54,12 @@ def require_few(decider: Decider, settings: Sequence[Settings]) -> None:
         )
 
 
-def blocks(decider: Decider, measuring: Measuring) -> Iterator[tuple[pl.DataFrame, int]]:
+def blocks(decider: Decider, measuring: Measuring) -> Iterator[tuple[pa.Table, int]]:
     """Rank all candidates of the selected calls with the interpreter.
 
     Yields rows of RANKINGS, of some decisions at a time, and how many calls are done; at least once.
     """
-    yield pl.DataFrame(schema=RANKINGS), 0
+    yield pl.DataFrame(schema=RANKINGS).to_arrow(), 0
     for start in range(0, len(decider.selected), DECISIONS_PER_BLOCK):
         some = decider.only(decider.selected[start : start + DECISIONS_PER_BLOCK])
         parts = some.parts(measuring)
@@ -69,7 +70,7 @@ def blocks(decider: Decider, measuring: Measuring) -> Iterator[tuple[pl.DataFram
                 _add(columns, int(decider.timeline.calls.id[call]), decision)
         setting = pl.lit(measuring.settings.name, dtype=pl.String)
         rows = pl.DataFrame(columns, schema_overrides={name: RANKINGS[name] for name in columns})
-        yield rows.select(setting.alias("setting"), *columns), start + len(some.selected)
+        yield rows.select(setting.alias("setting"), *columns).to_arrow(), start + len(some.selected)
 
 
 def _add(columns: dict[str, list[Any]], call_id: int, decision: Decision) -> None:

@@ -9,24 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from replay.estimators import Rule, ToolsRule
-from replay.kernel.compiled import compiled
-from replay.kernel.layout import lay_out, sorted_by, tools_values, track_on
-from replay.kernel.tracks import Track, advance, read
+from replay.kernel.compiled import without_arrays
+from replay.kernel.layout import all_rows, lay_out, ordered, tools_values, track_on
+from replay.kernel.tracks import Rows, Track, advance, read
 from replay.timeline import Bools, Floats, Ints
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Observations as arrays of one length: key, end of the attempt, tie-breaking identity, group (whose state)."""
+    """Observations as arrays of one length: key, end of the attempt, tie-breaking identity, group (whose state).
+
+    `like` are others that ended at the same instants and have the same identities: their order of time serves.
+    """
 
     key: Ints
     at_ms: Ints
     identity: Ints
     group: Ints
+    like: Facts | None = None
+
+    @cached_property
+    def by_time(self) -> Rows:
+        """The rows by (at_ms, identity)."""
+        if self.like is not None:
+            return self.like.by_time
+        return ordered(ordered(all_rows(self.key), self.identity), self.at_ms)
 
 
 @dataclass(frozen=True)
@@ -41,47 +53,57 @@ class Reads:
 def read_many(rule: Rule, facts: Facts, values: Floats, reads: Reads) -> tuple[Floats, Ints, Bools]:
     """Fold `values` and answer every read: estimates (nan: none), observations behind each, and "ever observed".
 
+    A fact whose value is nan is not counted, as if it were not there.
+
     >>> from replay.estimators import Window
     >>> facts = Facts(*(np.array(column) for column in ([5, 3], [1, 1], [10, 11], [0, 0])))
     >>> reads = Reads(*(np.array(column) for column in ([5, 6], [9, 9], [0, 0])))
     >>> [answer.tolist() for answer in read_many(Window(100), facts, np.array([1.0, 0.0]), reads)]
     [[0.0, 0.5], [1, 2], [True, True]]
     """
-    return _read(rule, facts, values, reads, unasked=np.nan)
+    groups = int(facts.group.max()) + 1 if len(facts.group) else 0
+    return answer(track_on(rule, lay_out(facts, groups, facts.group, groups), values), reads)
 
 
 def read_tools(rule: ToolsRule, facts: Facts, requested: Bools, emitted: Bools, reads: Reads) -> tuple[Bools, Ints]:
     """Fold tools evidence and answer every read: capable or not, and the requests behind each verdict."""
-    capable, requests, _ = _read(rule, facts, tools_values(requested, emitted), reads, unasked=1.0)
-    return capable > 0, requests
+    groups = int(facts.group.max()) + 1 if len(facts.group) else 0
+    layout = lay_out(facts, groups, facts.group, groups)
+    return capable(track_on(rule, layout, tools_values(requested, emitted)), reads)
 
 
-def _read(
-    rule: Rule | ToolsRule, facts: Facts, values: Floats, reads: Reads, unasked: float
-) -> tuple[Floats, Ints, Bools]:
-    """Answer group by group, each a process of its own: its state moves only when it is asked, as a stream's does."""
-    estimates = np.full(len(reads.key), unasked)
+def answer(track: Track, reads: Reads) -> tuple[Floats, Ints, Bools]:
+    """Answer every read on a track whose slots are processes of their own, as `read_many` does.
+
+    A slot's state moves only when it is asked, as a stream's does. A track may be read several times, if no read's key
+    is smaller than one of an earlier time.
+    """
+    estimates = np.full(len(reads.key), np.nan)
     counts = np.zeros(len(reads.key), dtype=np.int64)
     known = np.zeros(len(reads.key), dtype=np.bool_)
-    groups = int(facts.group.max()) + 1 if len(facts.group) else 0
-    track = track_on(rule, lay_out(facts, groups, facts.group, groups), values)
-    asked = np.flatnonzero((reads.group >= 0) & (reads.group < groups))
-    order = asked[sorted_by(reads.group[asked], reads.key[asked])]
-    estimates[order], counts[order], known[order] = _answer(
-        track, reads.key[order], reads.at_ms[order], reads.group[order]
-    )
+    order = ordered(all_rows(reads.key), reads.key)
+    key, at_ms, group = (np.require(column, np.int64, ["C", "W"]) for column in (reads.key, reads.at_ms, reads.group))
+    _answer(track, order, key, at_ms, group, estimates, counts, known)
     return estimates, counts, known
 
 
-@compiled
-def _answer(track: Track, key: Ints, at_ms: Ints, group: Ints) -> tuple[Floats, Ints, Bools]:
-    estimates = np.empty(len(key))
-    counts = np.empty(len(key), dtype=np.int64)
-    known = np.empty(len(key), dtype=np.bool_)
-    for row in range(len(key)):
-        advance(track, group[row], key[row], at_ms[row])
-        estimates[row], counts[row], known[row] = read(track, group[row], at_ms[row])
-    return estimates, counts, known
+def capable(track: Track, reads: Reads) -> tuple[Bools, Ints]:
+    """Answer every read on a track of tools evidence, as `read_tools` does."""
+    verdicts, requests, _ = answer(track, reads)
+    return verdicts != 0.0, requests
+
+
+@without_arrays
+def _answer(
+    track: Track, order: Rows, key: Ints, at_ms: Ints, group: Ints, estimates: Floats, counts: Ints, known: Bools
+) -> None:
+    """Answer reads in an order of theirs, each into its row; groups that the track does not have are left out."""
+    for place in range(len(order)):
+        row = order[place]
+        slot = group[row]
+        if 0 <= slot < len(track.tally):
+            advance(track, slot, key[row], at_ms[row])
+            estimates[row], counts[row], known[row] = read(track, slot, at_ms[row])
 
 
 def merged(facts: Facts, reads: Reads) -> Iterator[tuple[bool, int]]:
@@ -117,6 +139,8 @@ def read_many_streaming(rule: Rule, facts: Facts, values: Floats, reads: Reads) 
     fact_at, fact_id, fact_group = facts.at_ms.tolist(), facts.identity.tolist(), facts.group.tolist()
     read_at, read_group, fact_values = reads.at_ms.tolist(), reads.group.tolist(), values.tolist()
     for is_read, index in merged(facts, reads):
+        if not is_read and fact_values[index] != fact_values[index]:
+            continue  # not counted
         if not is_read:
             group = fact_group[index]
             streams[group].fold(fact_at[index], fact_id[index], fact_values[index])

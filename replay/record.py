@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 import replay
 from replay.audit import Audit
+from replay.columns import by_first_use
 from replay.core import Policy, Schema, admit
 from replay.engine import DECISIONS, Run
 from replay.errors import NotComparableError, ReplayError
@@ -39,6 +40,7 @@ from replay.settings import Settings, from_dict
 
 FORMAT = 3
 ROWS_PER_GROUP = 65_536
+DICTIONARY_BYTES = 2**17  # numbers that do not recur after all are written plainly from there on
 MISMATCHES_SHOWN = 20
 _TABLES = ("decisions", "predictions", "rankings")
 _PACKAGES = ("duckdb", "numpy", "polars", "pyarrow")
@@ -185,23 +187,29 @@ class Writer:
             table.close()
         shutil.rmtree(self._draft, ignore_errors=True)
 
-    def decisions(self, rows: pl.DataFrame) -> None:
+    def decisions(self, rows: pa.Table) -> None:
         """Take some decisions of one setting, in order."""
-        table = rows.to_arrow()
         with self._said():
-            self._tables["decisions"].add(table)
+            self._tables["decisions"].add(rows)
         if len(rows):
-            self._hashes.setdefault(str(rows["setting"][0]), RowHash()).update(table)
+            self._hashes.setdefault(rows["setting"][0].as_py(), RowHash()).update(rows)
 
-    def predictions(self, rows: pl.DataFrame) -> None:
+    def predictions(self, rows: pa.Table) -> None:
         """Take some predictions, in order."""
         with self._said():
-            self._tables["predictions"].add(rows.to_arrow())
+            self._tables["predictions"].add(rows)
 
-    def rankings(self, rows: pl.DataFrame) -> None:
+    def rankings(self, rows: pa.Table) -> None:
         """Take some full rankings, in order; without any there is no such file."""
         with self._said():
-            self._tables["rankings"].add(rows.to_arrow())
+            self._tables["rankings"].add(rows)
+
+    def restart(self) -> None:
+        """Forget all rows taken so far: they come again."""
+        for table in self._tables.values():
+            table.close()
+        self._hashes = {}
+        self._tables = {name: _Table(self._draft / f"{name}.parquet") for name in _TABLES}
 
     def hashes(self, run: Run) -> dict[str, str]:
         """Return the decision hash of every setting of a run."""
@@ -261,32 +269,47 @@ class _Table:
             self._writer = None
 
     def _write(self, rows: pa.Table) -> None:
-        # Plain texts, so that the file holds those of its rows, in the order of their rows, however they came.
-        rows = rows.cast(pa.schema([field.with_type(_plain(field.type)) for field in rows.schema]))
+        # Texts with those of these rows, in the order of these rows, however they came.
+        columns = {
+            name: column if pa.types.is_primitive(column.type) else by_first_use(column)
+            for name, column in zip(rows.column_names, rows.columns, strict=True)
+        }
+        table = pa.table(columns)
         if self._writer is None:
-            texts = [field.name for field in rows.schema if pa.types.is_large_string(field.type)]
+            ways = {field.name: _way(field) for field in table.schema}
             self._writer = pq.ParquetWriter(
                 self._path,
-                rows.schema,
-                compression="zstd",
-                use_dictionary=texts,  # a number hardly ever comes twice
+                table.schema,
+                compression={name: _CODECS.get(way, "zstd") for name, way in ways.items()},
+                use_dictionary=[name for name, way in ways.items() if way == "DICTIONARY"],
+                column_encoding={name: way for name, way in ways.items() if way != "DICTIONARY"},
+                dictionary_pagesize_limit=DICTIONARY_BYTES,
                 write_statistics=False,
                 store_schema=False,
             )
-        self._writer.write_table(rows, row_group_size=ROWS_PER_GROUP)
+        self._writer.write_table(table, row_group_size=ROWS_PER_GROUP)
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind if pa.types.is_primitive(kind) else pa.large_string()
+_CODECS = {"DELTA_BINARY_PACKED": "snappy", "BYTE_STREAM_SPLIT": "snappy"}
+"""After these little is left to gain: what is much faster will do."""
+
+
+def _way(field: pa.Field) -> str:
+    """Return how a column is encoded before it is compressed."""
+    if field.type == pa.int64():  # ids and instants rise
+        return "DELTA_BINARY_PACKED"
+    if field.type in (pa.bool_(), pa.uint64()):
+        return "PLAIN"
+    return "BYTE_STREAM_SPLIT" if "latency_" in field.name else "DICTIONARY"
 
 
 def write(folder: Path, record: dict[str, Any], run: Run, mirror: Path | None = None) -> None:
     """Write the folder of a run that kept its rows."""
     with Writer(folder) as writer:
         for one in run.replayed:
-            writer.decisions(one.decisions)
+            writer.decisions(one.decisions.to_arrow())
         for one in run.replayed:
-            writer.predictions(one.predictions)
+            writer.predictions(one.predictions.to_arrow())
         writer.finish(record, run, mirror)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+import polars as pl
 
 from replay import settings as settings_room
 from replay.deciding import Decider
@@ -18,6 +19,9 @@ from replay.measuring import Measuring
 from replay.outcomes import CAUSES, UNDECIDED, Choices
 from replay.settings import Settings
 from replay.timeline import Ints, Timeline
+
+Kind = Literal["reproduction", "final-route agreement", "none"]
+_KINDS: tuple[Kind, ...] = ("reproduction", "final-route agreement")
 
 
 @dataclass
@@ -29,7 +33,7 @@ class Reproduction:
     mismatches are differences, not faults.
     """
 
-    kind: Literal["reproduction", "final-route agreement", "none"] = "none"
+    kind: Kind = "none"
     decisions: int = 0
     compared: int = 0
     agreed: int = 0
@@ -38,6 +42,22 @@ class Reproduction:
     forced: int = 0  # agreement: compared calls for which only one candidate qualified, so agreeing says nothing
     causes: Counter[str] = field(default_factory=Counter)
     first_mismatch: str | None = None
+
+    def add(self, later: Reproduction) -> None:
+        """Take in what came of the decisions after: where any are held against their record, only those count."""
+        kinds = {self.kind, later.kind}
+        self.decisions += later.decisions
+        for one in (self, later):
+            if "reproduction" in kinds and one.kind != "reproduction":
+                one.excluded, one.incomplete = one.incomplete, Counter()
+                one.compared, one.agreed, one.forced, one.causes, one.first_mismatch = 0, 0, 0, Counter(), None
+        self.kind = next((kind for kind in _KINDS if kind in kinds), "none")
+        self.compared += later.compared
+        self.agreed += later.agreed
+        self.forced += later.forced
+        for name in ("excluded", "incomplete", "causes"):
+            setattr(self, name, getattr(self, name) + getattr(later, name))
+        self.first_mismatch = self.first_mismatch or later.first_mismatch
 
     @property
     def share(self) -> float | None:
@@ -50,13 +70,13 @@ class Reproduction:
         return self.kind != "reproduction" or self.agreed == self.compared
 
 
-def recorded_settings(timeline: Timeline) -> dict[str, Settings]:
-    """Return the measurement settings in the ledger by identity, without those that this version cannot read.
+def recorded_settings(table: pl.DataFrame) -> dict[str, Settings]:
+    """Return the measurement settings in a ledger's table by identity, without those that this version cannot read.
 
     A recorded decision's evidence instant is known, so a recorded memo has nothing left to say.
     """
     known = {}
-    for row in timeline.ledger.settings.to_dicts():
+    for row in table.to_dicts():
         with suppress(ValueError, ReplayError):
             read = settings_room.from_dict(json.loads(row["settings"]), name="recorded")
             known[row["settings_id"]] = replace(read, memo_ms=None)

@@ -19,12 +19,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from replay.kernel.compiled import compiled, inlined
-from replay.orderhash import GOLDEN, MASK, ODD
+from replay.orderhash import GOLDEN, MASK, NAN_BITS, ODD
 
 Words = NDArray[np.uint64]
 
 NOTHING = np.uint64(0xA0761D6478BD642F)
 """The word of a null."""
+
+_NAN, _INFINITE, _NOT_SIGN = np.uint64(NAN_BITS), np.uint64(0x7FF0000000000000), np.uint64(0x7FFFFFFFFFFFFFFF)
 
 
 class TableHash:
@@ -47,7 +49,7 @@ class TableHash:
         total = row_words(rows)
         for number, salt in enumerate((0, ODD)):
             mixed = np.zeros(len(total), dtype=np.uint64)
-            _add(mixed, total, np.uint64(salt))
+            _add(mixed, _fixed(total), False, _ALL, 0, np.uint64(salt))
             self._sums[number] += int(mixed.sum(dtype=np.uint64))
 
     def hexdigest(self) -> str:
@@ -74,50 +76,93 @@ def row_words(rows: pa.RecordBatch | pa.Table) -> Words:
     """Return one word for each row."""
     total = np.zeros(len(rows), dtype=np.uint64)
     for place, column in enumerate(rows.columns, start=1):
-        whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        _add(total, words(whole), np.uint64(place * GOLDEN & MASK))
+        first = 0
+        for part in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+            _add_column(total[first : first + len(part)], part, np.uint64(place * GOLDEN & MASK))
+            first += len(part)
     return total
 
 
-def words(column: pa.Array) -> Words:
-    """Return a column of whole numbers, truths, doubles or texts as one word for each row; every NaN has the same."""
+def _add_column(total: Words, column: pa.Array, salt: np.uint64) -> None:
+    """Add every mixed word of whole numbers, truths, doubles or texts to its row's total; every NaN has the same."""
+    if not len(column):
+        return
+    valid = _ALL if not column.null_count else _array(column.buffers()[0], np.uint8)
     if pa.types.is_dictionary(column.type):
-        # The last word is that of rows without a value.
-        of_values: Words = np.append(words(column.dictionary), NOTHING)
-        codes: NDArray[np.int64] = (
-            column.indices.cast(pa.int64()).fill_null(len(column.dictionary)).to_numpy(zero_copy_only=False)
-        )
-        return of_values[codes]
-    found = _found(column)
-    return np.where(column.is_null().to_numpy(zero_copy_only=False), NOTHING, found) if column.null_count else found
+        few = np.zeros(len(column.dictionary), dtype=np.uint64)
+        _add_column(few, column.dictionary, salt)
+        codes = _numbers(column.indices.cast(pa.int32()))
+        _add_coded(total, codes, few, valid, column.offset, salt)
+    else:
+        words, real = _words(column)
+        _add(total, words, real, valid, column.offset, salt)
 
 
-def _found(column: pa.Array) -> Words:
-    """Return the words of a column; of a null, any."""
+def _words(column: pa.Array) -> tuple[Words, bool]:
+    """Return the words of a column, of a null any, and whether they are doubles, whose NaNs are as they came."""
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view():
-        return _text_words(column.cast(pa.string()))
+        return _fixed(text_words(column)), False
+    if pa.types.is_boolean(kind):
+        bits = np.unpackbits(_array(column.buffers()[1], np.uint8), bitorder="little")
+        return _fixed(bits[column.offset : column.offset + len(column)].astype(np.uint64)), False
+    values = _numbers(column)
     if pa.types.is_floating(kind):
-        values = column.fill_null(0.0).to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
-        return np.where(np.isnan(values), np.float64("nan"), values).view(np.uint64)
-    known: NDArray[np.generic] = column.fill_null(False if pa.types.is_boolean(kind) else 0).to_numpy(
-        zero_copy_only=False
-    )
-    return known.view(np.uint64) if known.dtype == np.uint64 else known.astype(np.int64, copy=False).view(np.uint64)
+        return _fixed(values.astype(np.float64, copy=False).view(np.uint64)), True
+    return _fixed((values if values.itemsize == 8 else values.astype(np.int64)).view(np.uint64)), False
 
 
-def _text_words(column: pa.Array) -> Words:
+def text_words(column: pa.Array) -> Words:
+    """Return one word for each text of a column; of a null, any."""
+    column = column.cast(pa.string())
     _, offsets, characters = column.buffers()
     span = slice(column.offset, column.offset + len(column) + 1)
-    given: Any = np.frombuffer(b"" if characters is None else characters, dtype=np.uint8)
-    return _chains(np.frombuffer(offsets, dtype=np.int32)[span], given)
+    return _chains(_array(offsets, np.int32)[span], _array(characters or pa.py_buffer(b""), np.uint8))
+
+
+def _numbers(column: pa.Array) -> NDArray[Any]:
+    return _array(column.buffers()[1], column.type.to_pandas_dtype())[column.offset : column.offset + len(column)]
+
+
+def _array(buffer: pa.Buffer, kind: type[np.generic]) -> NDArray[Any]:
+    return _fixed(np.frombuffer(buffer, dtype=kind))
+
+
+def _fixed(values: NDArray[Any]) -> NDArray[Any]:
+    """Return an array that cannot be written to, as all of Arrow's are: others would be compiled for once more."""
+    values.flags.writeable = False
+    return values
+
+
+_ALL = _fixed(np.empty(0, dtype=np.uint8))
+"""The bits of a column without nulls."""
 
 
 @compiled
-def _add(total: Words, found: Words, salt: np.uint64) -> None:
-    """Add every mixed word to its row's total."""
+def _add(total: Words, words: Words, real: bool, valid: NDArray[np.uint8], offset: int, salt: np.uint64) -> None:
+    """Add every mixed word to its row's total, that of a null where its bit, counted from `offset`, is not set."""
     for row in range(len(total)):
-        total[row] += _mixed(found[row] ^ salt)
+        word = words[row]
+        if real and (word & _NOT_SIGN) > _INFINITE:
+            word = _NAN
+        if len(valid) and not _holds(valid, offset + row):
+            word = NOTHING
+        total[row] += _mixed(word ^ salt)
+
+
+@compiled
+def _add_coded(
+    total: Words, codes: NDArray[np.int32], mixed: Words, valid: NDArray[np.uint8], offset: int, salt: np.uint64
+) -> None:
+    """Add what is there already mixed, by its number."""
+    nothing = _mixed(NOTHING ^ salt)
+    for row in range(len(total)):
+        total[row] += mixed[codes[row]] if not len(valid) or _holds(valid, offset + row) else nothing
+
+
+@inlined
+def _holds(valid: NDArray[np.uint8], place: int) -> bool:
+    return bool(valid[place >> 3] >> (place & 7) & 1)
 
 
 @compiled

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from replay.durations import duration_ms, instant_ms
 from replay.errors import ReplayError
-from replay.estimators import Quantile, Rule, ToolsRule, ToolsWindow, Window
+from replay.estimators import Quantile, Rule, ToolsNever, ToolsRule, ToolsWindow, Window
 from replay.estimators.named import EXAMPLES, RULES, TOOLS_RULES, name_of, require_meaning
 
 PRESETS = ("production-now", "production-before")
@@ -120,6 +120,17 @@ class Settings:
         """
         rules: tuple[object, ...] = (self.reliability.rule, self.latency.rule, self.tools.rule)
         return max(getattr(rule, "window_ms", None) or 0 for rule in rules)
+
+    @property
+    def windows_only(self) -> bool:
+        """Whether every rule is a window: then what was seen decides, and nothing older than the longest window.
+
+        >>> PRODUCTION_NOW.windows_only, PRODUCTION_BEFORE.windows_only
+        (True, False)
+        """
+        measures = (self.reliability.rule, self.latency.rule)
+        windows = all(getattr(rule, "window_ms", None) is not None for rule in measures)
+        return windows and isinstance(self.tools.rule, ToolsWindow | ToolsNever)
 
     @property
     def latency_quantile(self) -> float | None:

@@ -14,7 +14,6 @@ when the attempt's key is smaller. What a key is depends on what the ledger reco
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,11 +23,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from replay.errors import ReplayError
 from replay.kernel.layout import sorted_by
 from replay.kernel.snapshots import first_seen
 from replay.ledger.load import Ledger
+from replay.matching import last_places
 from replay.settings import Settings
+from replay.snapshots import Snapshot, Snapshots
 from replay.virtual import Luck
 
 Ints = NDArray[np.int64]
@@ -210,6 +210,10 @@ class Visibility:
         """Return what a reader with this key saw: recorded visibility, keys from 1."""
         return Snapshot.parse(self._snapshots[key - 1])
 
+    def reaches(self, at_ms: int) -> bool:
+        """Say whether it is known what a reader at an instant saw: recorded visibility begins with a snapshot."""
+        return self.kind == "lagged" or bool(len(self._known_ms) and self._known_ms[0] <= at_ms)
+
     def instants(self, at_ms: Ints) -> Ints:
         """Return the reader's key at each instant; recorded: what the latest decision until then had seen."""
         if self.kind == "lagged":
@@ -238,7 +242,9 @@ def build(ledger: Ledger) -> Timeline:
     routes = sorted({*taken.values, *ended.values, *offered}, key=str.encode)
     index = {key: number for number, key in enumerate(routes)}
     of_attempts, of_calls = (_numbers(texts, index) for texts in (taken, ended))
-    arrays = _attempts(ledger.attempts, of_attempts, provider, _call_of(ledger.attempts, calls))
+    arrays = _attempts(
+        ledger.attempts, of_attempts, provider, last_places(ledger.attempts["request_id"], calls["usage_event_id"])
+    )
     on_calls = _calls(calls, of_calls, arrays)
     first_ms = np.full(len(routes) + 1, NEVER, dtype=np.int64)
     np.minimum.at(first_ms, of_attempts, np.where(arrays.start_ms >= 0, arrays.start_ms, arrays.ts_ms))
@@ -277,15 +283,6 @@ def densely(codes: Ints) -> tuple[Ints, Codes]:
 def _numbers(texts: Texts, index: dict[str, int]) -> Ints:
     """Return each row's number in an index, -1 where it has no text."""
     return np.array([*(index[text] for text in texts.values), -1], dtype=np.int64)[texts.codes]
-
-
-def _call_of(attempts: pl.DataFrame, calls: pl.DataFrame) -> pl.Series:
-    """Return each attempt's call as its number, null where it has none; of two calls with one id the later counts."""
-    numbered = calls.select(request_id="usage_event_id").with_row_index("call").drop_nulls()
-    if numbered["request_id"].n_unique() < len(numbered):
-        numbered = numbered.unique("request_id", keep="last")
-    joined = attempts.select("request_id").join(numbered, on="request_id", how="left", maintain_order="left")
-    return joined["call"]
 
 
 def offer_route_expr() -> pl.Expr:
@@ -333,14 +330,14 @@ def _start_ms() -> pl.Expr:
     return pl.coalesce("started_at", pl.col("ts") - _known_latency_ms())
 
 
-def _attempts(frame: pl.DataFrame, routes: Ints, provider: Texts, calls: pl.Series) -> Attempts:
+def _attempts(frame: pl.DataFrame, routes: Ints, provider: Texts, calls: Ints) -> Attempts:
     return Attempts(
         id=_ints(frame["id"]),
         ts_ms=_ints(frame["ts"]),
         start_ms=_ints(frame.select(_start_ms()).to_series()),
         route=routes,
         provider=provider,
-        call=_ints(calls),
+        call=calls,
         number=_ints(frame["attempt"]),
         ok=frame["ok"].to_numpy().astype(np.bool_),
         latency_ms=_latencies(frame["latency_ms"]),
@@ -392,100 +389,6 @@ def _codes(physical: pl.Series) -> Codes:
 
 # Visibility
 
-_SNAPSHOT = r"([0-9]{1,19}):([0-9]{1,19}):((?:[0-9]{1,19}(?:,[0-9]{1,19})*)?)"
-
-
-def _no_snapshot(text: str) -> ReplayError:
-    return ReplayError(
-        f"a call has the evidence_snapshot {text[:80]!r}; expected xmin:xmax:xip,… as pg_current_snapshot() "
-        'writes it, or null where it is unknown; correct the ledger, or set visibility = "lagged"'
-    )
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a transaction could see: ids below `xmin`, and those below `xmax` that were not in progress.
-
-    >>> snapshot = Snapshot.parse("10:14:11,12")
-    >>> [txid for txid in range(8, 16) if snapshot.sees(txid)], snapshot.size
-    ([8, 9, 10, 13], 12)
-    """
-
-    xmin: int
-    xmax: int
-    running: frozenset[int]
-
-    @classmethod
-    def parse(cls, text: str) -> Snapshot:
-        """Read the text form of `pg_current_snapshot()`, xmin:xmax:xip,…; raises ReplayError for any other."""
-        found = re.fullmatch(_SNAPSHOT, text)
-        if found is None:
-            raise _no_snapshot(text)
-        xmin, xmax, running = found.groups()
-        return cls(int(xmin), int(xmax), frozenset(int(one) for one in running.split(",") if one))
-
-    def sees(self, txid: int) -> bool:
-        """Say whether the writes of a finished transaction are visible."""
-        return txid < self.xmin or (txid < self.xmax and txid not in self.running)
-
-    @property
-    def size(self) -> int:
-        """How many ids it sees. Snapshots of one cluster only ever grow, so this orders them by what they see."""
-        return self.xmax - len(self.running)
-
-
-class Snapshots:
-    """Every call's snapshot: its text as recorded, null where unknown, and all of them as numbers."""
-
-    def __init__(self, texts: pl.Series) -> None:
-        self.texts = texts
-        self.known: Bools = texts.is_not_null().to_numpy()
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, call: int) -> str | None:
-        text: str | None = self.texts[call]
-        return text
-
-    @cached_property
-    def read(self) -> SnapshotNumbers:
-        """All of them parsed at once; raises ReplayError for the first that is no snapshot."""
-        parts = self.texts.str.extract_groups(f"^{_SNAPSHOT}$").struct.unnest()
-        bounds = [parts[name].cast(pl.Int64, strict=False) for name in ("1", "2")]
-        for text in self.texts.filter(self.texts.is_not_null() & (bounds[0].is_null() | bounds[1].is_null())).head(1):
-            raise _no_snapshot(text)
-        lists = parts["3"].fill_null("").str.split(",")
-        lists = lists.list.eval(pl.element().filter(pl.element() != "").cast(pl.Int64))
-        starts = np.concatenate([[0], np.cumsum(lists.list.len().to_numpy(), dtype=np.int64)]).astype(np.int64)
-        return SnapshotNumbers(_ints(bounds[0]), _ints(bounds[1]), starts, _ints(lists.explode().drop_nulls()))
-
-
-@dataclass(frozen=True)
-class SnapshotNumbers:
-    """Snapshots as arrays: the ids running at snapshot i are `running[starts[i]:starts[i + 1]]`."""
-
-    xmin: Ints
-    xmax: Ints
-    starts: Ints
-    running: Ints
-
-    @property
-    def size(self) -> Ints:
-        """How many ids each sees; see `Snapshot.size`."""
-        return self.xmax - np.diff(self.starts)
-
-    def of(self, which: Ints) -> tuple[Ints, Ints, Ints, Ints]:
-        """Return the four arrays of some snapshots, in that order."""
-        counts = np.diff(self.starts)[which]
-        starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
-        places = np.repeat(self.starts[:-1][which] - starts[:-1], counts) + np.arange(starts[-1], dtype=np.int64)
-        return self.xmin[which], self.xmax[which], starts, self.running[places]
-
-
-NOTHING = Snapshot(0, 0, frozenset())
-"""A snapshot that sees no transaction."""
-
 
 def visibility(timeline: Timeline, settings: Settings) -> Visibility:
     """Return who sees what: recorded where the ledger has snapshots and the settings do not say otherwise."""
@@ -529,9 +432,9 @@ def _recorded(timeline: Timeline, settings: Settings) -> Visibility:
     having = np.flatnonzero(calls.snapshot.known)
     order = having[sorted_by(read.size[having], calls.evidence_ms[having], calls.id[having])]
     texts = calls.snapshot.texts.gather(order)
-    reach_ms = np.maximum.accumulate(calls.evidence_ms[order])
-    by_time = np.argsort(calls.evidence_ms[order], kind="stable")
-    known_ms, known_key = calls.evidence_ms[order][by_time], np.maximum.accumulate(by_time + 1)
+    evidence_ms = calls.evidence_ms[order]
+    reach_ms, by_time = np.maximum.accumulate(evidence_ms), sorted_by(evidence_ms)
+    known_ms, known_key = evidence_ms[by_time], np.maximum.accumulate(by_time + 1)
 
     visible_ms = attempts.ts_ms + _lags(timeline, settings)
     seen = first_seen(*read.of(order), attempts.txid, int(NEVER))

@@ -15,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from replay import engine, record
+from replay import record
 from replay.bench import Figure, Say, best_of
 from replay.bench.alone import alone
 from replay.bench.synthetic import shipped, write_ledger
 from replay.estimators import Ema, Rule, Window
-from replay.ledger.load import load_ledger, read_for_replay
+from replay.ledger.load import load_ledger
 from replay.ledger.mirror import open_mirror
+from replay.pieces import replay_mirror
 from replay.settings import PRODUCTION_NOW, Measure, Settings
 from replay.sweep.running import sweep
 
@@ -121,7 +122,8 @@ class Phases:
         self._phase, self._since = "", time.perf_counter()
 
     def say(self, what: str, done: int, total: int) -> None:
-        """Take note of what is being done from now on."""
+        """Take note of what is being done from now on, in whichever piece."""
+        what = what.partition(", piece ")[0]
         phase = next((phase for start, end, phase in _PHASES if what.startswith(start) and what.endswith(end)), what)
         now = time.perf_counter()
         if self._phase:
@@ -143,11 +145,10 @@ def replay_once(mirror: Path, out: Path) -> dict[str, float]:
     with record.Writer(out) as writer:
         phases = Phases()
         phases.say("reading the mirror, with content hashes", 0, 1)
-        ledger, inferred = read_for_replay(mirror)
-        done = engine.run(ledger, [PRODUCTION_NOW], progress=phases.say, sink=writer)
+        read = replay_mirror(mirror, [PRODUCTION_NOW], writer, progress=phases.say)
         phases.say("writing the record", 0, 1)
-        made = record.make_record(done, ledger.identity, None, inferred, None, None, writer.hashes(done))
-        writer.finish(made, done, mirror)
+        made = record.make_record(read.run, read.identity, None, read.inferred, None, None, writer.hashes(read.run))
+        writer.finish(made, read.run, mirror)
         phases.say("", 1, 1)
     return phases.seconds
 

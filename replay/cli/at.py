@@ -21,7 +21,8 @@ from replay.ledger.load import load_ledger
 from replay.ledger.mirror import open_mirror
 from replay.measuring import Measuring
 from replay.shadow import Shadow
-from replay.timeline import NOTHING, Snapshot, Timeline
+from replay.snapshots import NOTHING, Snapshot
+from replay.timeline import Timeline
 
 DAY_S = 86_400
 _SHOWN_OFFERS = ["position", "provider_id", "model_family", "served_by", "tier", "price_in", "price_out", "context"]

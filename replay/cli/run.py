@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from replay import engine, record
+from replay import record
 from replay import settings as settings_room
 from replay.cli.options import (
     Declared,
@@ -26,7 +26,7 @@ from replay.cli.show import console, print_record
 from replay.durations import duration_ms, instant_ms
 from replay.engine import Core
 from replay.errors import ReplayError
-from replay.ledger.load import read_for_replay
+from replay.pieces import replay_mirror
 from replay.settings import Settings
 from replay.sweep.grid import other_rule
 
@@ -76,15 +76,17 @@ def run_command(
     since_ms, until_ms = span_ms(since, until)
     with shown() as say:
         say("reading the mirror", 0, 1)
-        ledger, inferred = read_for_replay(mirror)
         with record.Writer(out) as writer:
             rankings = writer.rankings if full else None
-            done = engine.run(ledger, chosen, given, since_ms, until_ms, say, core=core, sink=writer, full=rankings)
+            read = replay_mirror(mirror, chosen, writer, given, since_ms, until_ms, say, core=core, full=rankings)
+            done = read.run
             say("writing the run's folder", 0, 1)
             hashes = writer.hashes(done)
-            made = record.make_record(done, ledger.identity, given, inferred, since_ms, until_ms, hashes)
+            made = record.make_record(done, read.identity, given, read.inferred, since_ms, until_ms, hashes)
             writer.finish(made, done, mirror)
     print_record(console(), made, out)
+    if read.whole is not None:
+        console().print(f"It was replayed whole, in as much memory as that takes: {read.whole}.")
     for one in done.replayed:
         if one.interpreted is not None:
             console().print(f"{one.settings.name} was decided by the interpreter: {one.interpreted}")

@@ -10,32 +10,28 @@ from typing import Any
 
 import numpy as np
 
-from replay.core import CLIENT_ERROR_KINDS, Candidate
+from replay.asking import Asked as Asks
+from replay.core import CLIENT_ERROR_KINDS, Candidate, Policy
 from replay.core.health import Health
 from replay.deciding import Decider
 from replay.errors import ReplayError
 from replay.kernel import health as breakers
 from replay.kernel import loop
-from replay.kernel.layout import make_track, sorted_by, tools_values
-from replay.kernel.loop import ASKED, OUT_OF_ORDER, Found, Measures, decide, new_patterns, room
+from replay.kernel.layout import sorted_by
+from replay.kernel.loop import OUT_OF_ORDER, QUESTION, Asked, Found, Measures, decide, new_patterns, room
 from replay.kernel.population import Population, distinct_candidates, populate
 from replay.kernel.ranking import Work, new_work
 from replay.kernel.requests import NOT_ASKED, Requests
 from replay.kernel.single import random_start
-from replay.kernel.tracks import Track
 from replay.kernel.truth import Stamped, World
-from replay.measuring import Measuring
+from replay.measuring import NAMES, Measuring
 from replay.offerbook import OfferBook, Segment, list_prices, repriced
 from replay.pricing import PriceFactors, price_factors
-from replay.readings import Facts
 from replay.settings import Prices, Settings
-from replay.timeline import Bools, Floats, Ints, densely
+from replay.timeline import Bools, Codes, Floats, Ints, densely
 
 ROWS_PER_BLOCK = 65_536
 STEP = 16_384
-
-Columns = dict[str, np.ndarray[tuple[int], np.dtype[Any]]]
-
 
 Say = Callable[[str, int, int], None]
 
@@ -78,17 +74,15 @@ class CompiledCore:
         self.policies = decider.policies
         self.asked = decider.asked
         self.requests = Requests()
-        for text in timeline.attempts.provider.values:
-            self.requests.providers.setdefault(text, len(self.requests.providers))
-        for candidate in distinct_candidates(book.segments)[0]:
-            self.requests.providers.setdefault(candidate.provider_id, len(self.requests.providers))
+        offering = [candidate.provider_id for candidate in distinct_candidates(book.segments)[0]]
+        credited = [provider for asks in self.asked.distinct for provider in asks.credits]
+        for provider in (*timeline.attempts.provider.values, *offering, *credited):
+            self.requests.providers.setdefault(provider, len(self.requests.providers))
         self.segment = book.numbers_at(timeline.calls.decided_ms)
-        self._numbers: dict[bool, tuple[Ints, Ints]] = {}
+        self._questions: dict[bool, tuple[Codes, Any]] = {}
         self._populations: dict[str, Population] = {}
         self._healths: dict[tuple[object, ...], tuple[Ints, Bools, Bools]] = {}
-        self._numbered(recorded=False)
-        self._numbered(recorded=True)
-        self.asking, self.code = self.requests.layout()
+        self._asked_alike(recorded=False)
 
     def decide(
         self, measuring: Measuring, calls: Ints, say: Say, what: str, *, recorded_policy: bool = False
@@ -102,19 +96,19 @@ class CompiledCore:
             raise NotCoveredError("prices that are measured change with every call; the interpreter decides with them")
         measures, stamped = self._measures(measuring)
         order = _order(measuring, calls, measures)
-        population = self._population(settings.prices)
         asked, opened, disabled = self._asked(measuring, recorded_policy)
-        world = World(self.code, population, self.asking, opened, disabled)
+        asking, code = self.requests.layout()
+        world = World(code, self._population(settings.prices), asking, opened, disabled)
         say(what if compiled_before() else f"{what} (compiling, once)", 0, len(calls))
         for block in self._blocks(calls, order, asked, measures, world, stamped):
             yield block
             say(what, int(np.searchsorted(calls, block.calls[-1])), len(calls))
 
     def _blocks(
-        self, calls: Ints, order: Ints, columns: Columns, measures: Measures, world: World, stamped: Stamped
+        self, calls: Ints, order: Ints, asked: Asked, measures: Measures, world: World, stamped: Stamped
     ) -> Iterator[Block]:
         """Run the pass step by step; a block is handed out once all its calls are decided, whatever their order."""
-        work: Work = new_work(world.population.widest, self.code, len(self.asking.request))
+        work: Work = new_work(world.population.widest, world.code, len(world.asking.request))
         reasons = [reason for reason, _ in sorted(self.requests.names.reasons.items(), key=lambda pair: pair[1])]
         patterns, versions = new_patterns(len(reasons)), np.zeros(2, dtype=np.int64)
         known: list[str] = []
@@ -129,20 +123,14 @@ class CompiledCore:
         # Before position i, everything below open_from[i] is decided.
         open_from = np.append(np.minimum.accumulate(order[::-1])[::-1], len(calls))
         base, top, position = 0, 0, 0
-        found, asked = room(ROWS_PER_BLOCK + STEP), np.zeros(STEP, dtype=ASKED)
-        same = [name for name, values in columns.items() if len(values) and np.all(values == values[0])]
-        for name in same:
-            asked[name] = columns[name][0]
-        varying = {name: values for name, values in columns.items() if name not in same}
+        found = room(ROWS_PER_BLOCK + STEP)
         while position < len(order):
-            first, end = position, min(position + STEP, len(order))
-            for name, values in varying.items():
-                asked[name][: end - first] = values[calls[order[first:end]]]
+            end = min(position + STEP, len(order))
             top = max(top, int(order[position:end].max()) + 1)
             found = _with_room(found, top - base)
             while position < end:
                 at = decide(
-                    order, position, end, first, base, asked, measures, versions, world, stamped, work, patterns, found
+                    calls, order, position, end, base, asked, measures, versions, world, stamped, work, patterns, found
                 )
                 if at == OUT_OF_ORDER:
                     raise NotCoveredError(
@@ -158,7 +146,7 @@ class CompiledCore:
             while ready and base + ready <= open_from[position]:
                 rows = slice(base, base + ready)
                 ours = Found(*(column[:ready] for column in found))
-                yield Block(calls[rows], ours, columns["health"][calls[rows]], states, texts)
+                yield Block(calls[rows], ours, asked.health[calls[rows]], states, texts)
                 for column in found:
                     column[: top - base - ready] = column[ready : top - base]
                 base += ready
@@ -166,54 +154,50 @@ class CompiledCore:
 
     # What decisions are made from
 
-    def _numbered(self, recorded: bool) -> tuple[Ints, Ints]:
-        """Return every call's request by number, and the hot route it names (-1: none, or nothing reads it)."""
-        if recorded not in self._numbers:
+    def _asked_alike(self, recorded: bool) -> tuple[Codes, Any]:
+        """Return which question every call is, and the questions: a policy and what is asked of it."""
+        recorded = recorded and self.policies.given is not None  # else they are the same
+        if recorded not in self._questions:
             policy_of, policies = self.policies.numbered(recorded=recorded)
-            pairs = policy_of * len(self.asked.distinct) + self.asked.codes
-            distinct, inverse = densely(pairs)
-            request, hot = np.empty(len(distinct), dtype=np.int64), np.full(len(distinct), -1, dtype=np.int64)
-            for place, pair in enumerate(distinct.tolist()):
-                policy, asked = (
-                    policies[pair // len(self.asked.distinct)],
-                    self.asked.distinct[pair % len(self.asked.distinct)],
-                )
-                request[place] = NOT_ASKED
-                if policy is not None and asked.request is not None:
-                    request[place] = self.requests.number(policy, asked.request, asked.credits)
-                    if asked.hot_route is not None and "cache_hot" in policy.schema.fields:
-                        hot[place] = self.requests.names.text(asked.hot_route)
-            self._numbers[recorded] = request[inverse], hot[inverse]
-        return self._numbers[recorded]
+            asks = self.asked.distinct
+            pairs, numbers = densely(policy_of * len(asks) + self.asked.codes)
+            question = np.array(
+                [self._question(policies[pair // len(asks)], asks[pair % len(asks)]) for pair in pairs.tolist()],
+                dtype=QUESTION,
+            )
+            self._questions[recorded] = numbers, question
+        return self._questions[recorded]
 
-    def _asked(self, measuring: Measuring, recorded: bool) -> tuple[Columns, Bools, Bools]:
-        """Return what every call is asked with, by column of ASKED, and what its state of health means."""
-        request, hot = self._numbered(recorded)
+    def _question(self, policy: Policy | None, asks: Asks) -> tuple[int, int, int]:
+        """Return what QUESTION records: the hot route is -1 where none is named, or nothing reads it."""
+        seed = random_start(asks.seed)
+        if policy is None or asks.request is None:
+            return seed, NOT_ASKED, -1
+        request = self.requests.number(policy, asks.request, asks.credits)
+        hot = asks.hot_route if "cache_hot" in policy.schema.fields else None
+        return seed, request, -1 if hot is None else self.requests.names.text(hot)
+
+    def _asked(self, measuring: Measuring, recorded: bool) -> tuple[Asked, Bools, Bools]:
+        """Return what every call is asked with, and what its state of health means."""
+        numbers, question = self._asked_alike(recorded)
         health, opened, disabled = self._health(measuring)
-        axis = self.timeline.calls
-        seeds = np.array([random_start(asked.seed) for asked in self.asked.distinct], dtype=np.int64)
-        columns = {
-            "request": request,
-            "segment": self.segment,
-            "shared_key": measuring.evidence_key,
-            "shared_ms": measuring.evidence_ms,
-            "own_key": measuring.own_call_key(),
-            "own_ms": axis.decided_ms,
-            "process": measuring.call_process,
-            "mute": measuring.mute,
-            "health": health,
-            "hot": hot,
-            "seed": seeds[self.asked.codes] if len(seeds) else self.asked.codes,
-            "actual": self.timeline.taken,
-        }
-        settings = measuring.settings
-        if "process" not in (settings.reliability.state, settings.latency.state, settings.tools.state):
-            for name in ("own_key", "own_ms", "process"):
-                del columns[name]  # nobody reads them
-        return columns, opened, disabled
+        asked = Asked(
+            shared_key=measuring.evidence_key,
+            shared_ms=measuring.evidence_ms,
+            own_key=measuring.own_call_key(),
+            own_ms=self.timeline.calls.decided_ms,
+            process=measuring.call_process,
+            mute=measuring.mute,
+            segment=self.segment,
+            health=health,
+            actual=self.timeline.taken,
+            number=numbers,
+            question=question,
+        )
+        return asked, opened, disabled
 
     def _population(self, prices: Prices) -> Population:
-        key = json.dumps([prices.mode, prices.at_ms, sorted(prices.scale.items())])
+        key = json.dumps([prices.mode, prices.at_ms, sorted(prices.scale.items()), len(self.requests.names.columns)])
         if key not in self._populations:
             segments = priced(self.book, price_factors(self.timeline, self.book, prices))
             self._populations[key] = populate(
@@ -223,34 +207,20 @@ class CompiledCore:
 
     def _measures(self, measuring: Measuring) -> tuple[Measures, Stamped]:
         settings = measuring.settings
-        stride = len(self.timeline.routes) + 1  # the last slot of a process is that of no route
-        own = np.array([one.state == "process" for one in (settings.reliability, settings.latency, settings.tools)])
-        slots = stride * (measuring.process_count if own.any() else 1)
-
-        def track(rule: object, state: str, which: Ints, values: Floats) -> Track:
-            facts, process = measuring.facts(which, state), np.zeros(len(which), dtype=np.int64)
-            if state == "process":
-                process = measuring.attempt_process[which]
-            group = process * stride + self.timeline.attempts.route[which]
-            laid = Facts(facts.key, facts.at_ms, facts.identity, group)
-            processes = measuring.process_count if state == "process" else 1
-            return make_track(rule, laid, values, slots, process, processes)  # type: ignore[arg-type]
-
-        rates, latencies, evidence = measuring.successes(), measuring.latencies(), measuring.tools_evidence()
-        values = tools_values(
-            self.timeline.attempts.tools_requested[evidence], self.timeline.attempts.tools_emitted[evidence]
-        )
+        rate, latency, tools = (measuring.track(name, measuring.order) for name in NAMES)
+        own = np.array([getattr(settings, name).state == "process" for name in NAMES])
         measures = Measures(
-            rate=track(settings.reliability.rule, settings.reliability.state, *rates),
-            latency=track(settings.latency.rule, settings.latency.state, *latencies),
-            tools=track(settings.tools.rule, settings.tools.state, evidence, values),
+            rate,
+            latency,
+            tools,
             own=own,
-            stride=stride,
+            stride=measuring.stride,
             cold=_stands_in(settings, "when_cold"),
             empty=_stands_in(settings, "when_empty"),
         )
-        latency = measures.cold[1]
-        cold = np.rint(latency) if abs(latency) < 2.0**52 else np.nan
+        slots = measuring.stride * (measuring.process_count if own.any() else 1)
+        mean_ms = measures.cold[1]
+        cold = np.rint(mean_ms) if abs(mean_ms) < 2.0**52 else np.nan
         return measures, Stamped(np.full(slots, measures.cold[0]), np.full(slots, cold), np.ones(slots, dtype=np.bool_))
 
     # Breakers
@@ -339,18 +309,22 @@ def _order(measuring: Measuring, calls: Ints, measures: Measures) -> Ints:
     Shared evidence goes by the reader's key, a process's own by its own numbering. Where both are read, each process
     keeps its own order, at the highest shared key it has reached: windows on shared evidence can step back.
     """
-    own_key, decided_ms = measuring.own_call_key()[calls], measuring.timeline.calls.decided_ms[calls]
-    shared = measuring.evidence_key[calls] if not measures.own.all() else decided_ms
-    identity = measuring.timeline.calls.id[calls]
+    axis = measuring.timeline.calls
+
+    def of(values: Ints) -> Ints:
+        return values if len(calls) == len(values) else values[calls]  # calls are in order, each one once
+
+    decided_ms, identity = of(axis.decided_ms), of(axis.id)
     if not measures.own.any():
-        return np.lexsort((identity, decided_ms, shared)).astype(np.int64)
-    process = measuring.call_process[calls]
-    by_own = np.lexsort((identity, own_key, process))
+        return sorted_by(of(measuring.evidence_key), decided_ms, identity)
+    shared = of(measuring.evidence_key) if not measures.own.all() else decided_ms
+    own_key, process = of(measuring.own_call_key()), of(measuring.call_process)
+    by_own = sorted_by(process, own_key, identity)
     reached = np.empty(len(calls), dtype=np.int64)
     for one in np.unique(process):
         mine = by_own[process[by_own] == one]
         reached[mine] = np.maximum.accumulate(shared[mine])
-    return np.lexsort((identity, own_key, reached)).astype(np.int64)
+    return sorted_by(reached, own_key, identity)
 
 
 def _stands_in(settings: Settings, name: str) -> Floats:

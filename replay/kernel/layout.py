@@ -1,4 +1,4 @@
-"""Laying facts out for tracks: sorted by process, key and time, once for every rule that reads the same facts."""
+"""Laying facts out for tracks: the orders in which rows are walked, once for every rule that reads the same facts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from replay.estimators import (
 )
 from replay.kernel import tracks
 from replay.kernel.compiled import compiled
-from replay.kernel.tracks import ALWAYS_MS, LAST, LOWER, MEAN, PLACE, TOOLS, WINDOW, Floats, Halves, Ints, Track
+from replay.kernel.tracks import ALWAYS_MS, LAST, LOWER, MEAN, PLACE, TOOLS, WINDOW, Floats, Halves, Ints, Rows, Track
 
 if TYPE_CHECKING:
     from replay.readings import Facts
@@ -33,19 +33,14 @@ if TYPE_CHECKING:
 Bools = NDArray[np.bool_]
 
 
-FALLS, TIED, RISES, CONSTANT = range(4)
-
-
 class Layout(NamedTuple):
-    """F facts of S slots in P processes, in the order of their keys; tracks on one layout share its arrays.
+    """F facts of S slots in P processes, and the orders of their rows; tracks on one layout share its arrays."""
 
-    `order` takes an array that is parallel to the facts given into the order of the layout.
-    """
-
-    order: Ints  # (F,)
-    when: Ints  # (F, 2): key and at_ms
-    slot: Halves  # (F,)
-    by_time: Halves  # (F,): places in this layout by (process, at_ms, identity)
+    key: Ints  # (F,)
+    at_ms: Ints  # (F,)
+    slot: Ints  # (F,)
+    by_key: Rows  # (F,): rows by (process, key, at_ms, identity)
+    by_time: Rows  # (F,): rows by (process, at_ms, identity)
     slots: int
     start: Ints  # (P + 1,): each process's range, in both orders
     own_start: Ints  # (P + 1,)
@@ -65,45 +60,49 @@ def lay_out(facts: Facts, slots: int, process_of_fact: Ints, processes: int) -> 
     >>> from replay.readings import Facts
     >>> facts = Facts(*(np.array(column) for column in ([5, 3], [1, 2], [10, 11], [0, 0])))
     >>> layout = lay_out(facts, slots=1, process_of_fact=np.array([0, 0]), processes=1)
-    >>> layout.order.tolist(), layout.by_time.tolist()
-    ([1, 0], [1, 0])
+    >>> layout.by_key.tolist(), layout.by_time.tolist()
+    ([1, 0], [0, 1])
     """
-    order = sorted_by(process_of_fact, facts.key, facts.at_ms, facts.identity)
-    process = process_of_fact[order] if processes > 1 else process_of_fact
-    at_ms, slot = facts.at_ms[order], facts.group.astype(np.int32)[order]
-    when = np.empty((len(order), 2), dtype=np.int64)
-    when[:, 0], when[:, 1] = facts.key[order], at_ms
-    by_time = sorted_by(process, at_ms, facts.identity[order]).astype(np.int32)
-    start = np.searchsorted(process, np.arange(processes + 1)).astype(np.int64)
-    first_of_slot = np.full(slots, -1, dtype=np.int64)
-    first_of_slot[slot] = process if processes > 1 else 0
-    own = np.argsort(first_of_slot, kind="stable").astype(np.int32)
-    own_start = np.searchsorted(first_of_slot[own], np.arange(processes + 1)).astype(np.int64)
-    return Layout(order, when, slot, by_time, slots, start, own_start, own)
+    key, at_ms, slot = (np.require(column, np.int64, ["C", "W"]) for column in (facts.key, facts.at_ms, facts.group))
+    start, process_of_slot = np.array([0, len(key)], dtype=np.int64), np.zeros(slots, dtype=np.int64)
+    by_time = facts.by_time
+    by_key = ordered(by_time, key)
+    if processes > 1:
+        by_time = ordered(by_time, process_of_fact)
+        by_key = ordered_within(by_time, process_of_fact, key)
+        start, process_of_slot = _starts(process_of_fact, processes), np.full(slots, -1, dtype=np.int64)
+        process_of_slot[slot] = process_of_fact
+    own = np.argsort(process_of_slot, kind="stable").astype(np.int32)
+    own_start = np.searchsorted(process_of_slot[own], np.arange(processes + 1)).astype(np.int64)
+    return Layout(key, at_ms, slot, by_key, by_time, slots, start, own_start, own)
 
 
 def track_on(rule: Rule | ToolsRule, layout: Layout, values: Floats) -> Track:
-    """Start a rule with nothing observed. `values` are parallel to the facts given; tools: see `tools_values`."""
+    """Start a rule with nothing observed. `values` are parallel to the facts, nan where one is not to be counted.
+
+    Tools: see `tools_values`.
+    """
     form = _form(rule)
     empty, none = np.zeros(0, dtype=np.int32), np.zeros(0)
-    value = np.ascontiguousarray(values, dtype=np.float64)[layout.order]
-    members, places = form["kind"] in (WINDOW, LAST), form["summary"] == PLACE
-    slot_start = np.zeros(layout.slots + 1, dtype=np.int64)
-    np.cumsum(np.bincount(layout.slot, minlength=layout.slots), out=slot_start[1:])
+    value = np.require(values, np.float64, ["C", "W"])
+    last, places = form["kind"] == LAST, form["summary"] == PLACE
+    slot_start = _starts(layout.slot, layout.slots) if last or places else np.zeros(1, dtype=np.int64)
     level, place = _places(layout.slot, value, slot_start) if places else (none, empty)
     return Track(
         **form,
-        when=layout.when,
+        key=layout.key,
+        at_ms=layout.at_ms,
         slot=layout.slot,
         value=value,
-        by_time=layout.by_time if members else empty,
-        time_rank=_inverse(layout.by_time) if form["kind"] == LAST else empty,
+        by_key=layout.by_key,
+        by_time=layout.by_time,
+        time_rank=_inverse(layout.by_time) if last else empty,
         cursor=_cursor(layout.start),
         tally=_tally(layout.slots, rule),
         sums=np.zeros((layout.slots, 2)),
         dirty=np.zeros(layout.slots, dtype=np.int32),
         slot_start=slot_start,
-        last=np.zeros(len(value) if form["kind"] == LAST else 0, dtype=np.int32),
+        last=np.zeros(len(value) if last else 0, dtype=np.int32),
         level=level,
         place=place,
         tree=np.zeros(len(place), dtype=np.int32),
@@ -175,13 +174,20 @@ def _tally(slots: int, rule: Rule | ToolsRule) -> Ints:
     return tally
 
 
-def _inverse(order: Halves) -> Halves:
-    inverse = np.empty_like(order)
+def _inverse(order: Rows) -> Halves:
+    inverse = np.empty(len(order), dtype=np.int32)
     inverse[order] = np.arange(len(order), dtype=np.int32)
     return inverse
 
 
-def _places(slot: Halves, value: Floats, slot_start: Ints) -> tuple[Floats, Halves]:
+def _starts(number: Ints, numbers: int) -> Ints:
+    """Return where each number's rows begin, once sorted by it, and where the last one's end."""
+    start = np.zeros(numbers + 1, dtype=np.int64)
+    np.cumsum(np.bincount(number, minlength=numbers), out=start[1:])
+    return start
+
+
+def _places(slot: Ints, value: Floats, slot_start: Ints) -> tuple[Floats, Halves]:
     """Return every slot's values in order, and which of its own, from 1, each fact's is."""
     order = np.lexsort((value, slot))
     place = np.empty(len(value), dtype=np.int32)
@@ -190,64 +196,87 @@ def _places(slot: Halves, value: Floats, slot_start: Ints) -> tuple[Floats, Halv
 
 
 def sorted_by(group: Ints, *keys: Ints) -> Ints:
-    """Return the stable order by group, then by each key; ledgers mostly come in order of theirs, and groups are few.
+    """Return the stable order by group, then by each key; ledgers mostly come in order of theirs.
 
     >>> sorted_by(np.array([1, 0, 0]), np.array([5, 5, 4])).tolist()
     [2, 1, 0]
     """
-    if _in_order((group, *keys)):
+    while keys and not _falls(keys[-1]):
+        keys = keys[:-1]  # rows stay in the order of what they are not sorted by
+    if not keys and not _falls(group):
         return np.arange(len(group), dtype=np.int64)
-    while len(keys) > 1 and _in_order(keys[-1:]):
-        keys = keys[:-1]  # a stable sort keeps the order of rows, and so this key's
-    if _rising(group) == CONSTANT:
-        return np.lexsort(keys[::-1])
-    order = np.argsort(_small(group), kind="stable")
-    if _in_order(keys):
-        return order
-    joined = _joined(group, keys)
-    if joined is None:
-        order = np.lexsort(keys[::-1])
-        return order[np.argsort(_small(group[order]), kind="stable")]
-    return order[np.argsort(joined[order], kind="stable")]  # nearly in order by now, which is fast
+    rows = all_rows(group)
+    for key in reversed(keys[1:]):
+        rows = ordered(rows, key)
+    return (ordered_within(rows, group, keys[0]) if keys else ordered(rows, group)).astype(np.int64)
 
 
-def _joined(group: Ints, keys: tuple[Ints, ...]) -> Ints | None:
-    """Return numbers in the order of (group, key), None where there are several keys or 64 bits do not hold them."""
-    low, high = int(keys[0].min()), int(keys[0].max())
+def all_rows(column: Ints) -> Rows:
+    """Return the numbers of a column's rows, in order."""
+    return np.arange(len(column), dtype=np.uint32)
+
+
+def ordered_within(rows: Rows, group: Ints, key: Ints) -> Rows:
+    """Return rows in the order of their groups and, in each group, of their keys; those alike as they are."""
+    rows = ordered(rows, group)
+    if not _falls_within(rows, group, key):
+        return rows
+    (_, first, last), (_, low, high) = _span(rows, group), _span(rows, key)
     span = high - low + 1
-    if len(keys) > 1 or int(group.min()) < 0 or (int(group.max()) + 1) * span >= 2**62:
-        return None
-    return group * span + (keys[0] - low)
-
-
-def _small(group: Ints) -> NDArray[np.integer[Any]]:
-    """Return groups as 16-bit numbers where they are, for which NumPy's stable sort is a radix sort."""
-    return group.astype(np.uint16) if group.min() >= 0 and group.max() < 2**16 else group
-
-
-def _in_order(keys: tuple[Ints, ...]) -> bool:
-    """Say whether rows are in the order of their keys, the first one first."""
-    rising = _rising(keys[0])
-    if len(keys) == 1 or rising in (FALLS, RISES):
-        return rising != FALLS
-    if rising == CONSTANT:
-        return _in_order(keys[1:])
-    tied: Any = True
-    for key in keys:
-        if np.any(tied & (key[1:] < key[:-1])):
-            return False
-        tied = tied & (key[1:] == key[:-1])
-    return True
+    if (last - first + 1) * span >= 2**62:
+        return ordered(ordered(rows, key), group)
+    return rows[np.argsort(_joined(rows, group, first, key, low, span), kind="stable")]  # nearly in order, and so fast
 
 
 @compiled
-def _rising(key: Ints) -> int:
-    """Say how numbers go on: FALLS somewhere, TIED here and there, RISES, or CONSTANT."""
-    ties = 0
-    for row in range(1, len(key)):
-        if key[row] < key[row - 1]:
-            return FALLS
-        ties += key[row] == key[row - 1]
-    if ties == len(key) - 1:
-        return CONSTANT
-    return TIED if ties else RISES
+def _joined(rows: Rows, group: Ints, first: int, key: Ints, low: int, span: int) -> Ints:
+    """Return every row's group and key as one number that goes by both."""
+    numbers = np.empty(len(rows), dtype=np.int64)
+    for place in range(len(rows)):
+        numbers[place] = (group[rows[place]] - first) * span + (key[rows[place]] - low)
+    return numbers
+
+
+def ordered(rows: Rows, key: Ints) -> Rows:
+    """Return rows in the order of their keys, those of one key as they are.
+
+    Rows that are in order already are returned themselves. NumPy's stable sort is fast where rows are nearly in order,
+    as a ledger's are by time, and for numbers of 16 bits, as those of groups are.
+
+    >>> ordered(np.array([2, 0, 1], dtype=np.uint32), np.array([7, 7, 3])).tolist()
+    [2, 0, 1]
+    """
+    falls, low, high = _span(rows, key)
+    if not falls:
+        return rows
+    keys = (key - low).astype(np.uint16) if high - low < 2**16 else key
+    return rows[np.argsort(keys[rows], kind="stable")]
+
+
+@compiled
+def _span(rows: Rows, key: Ints) -> tuple[bool, int, int]:
+    """Say whether any row's key is below that of the row before, and which keys are the lowest and the highest."""
+    if len(rows) == 0:
+        return False, 0, 0
+    falls, before = False, key[rows[0]]
+    low, high = before, before
+    for place in range(1, len(rows)):
+        mine = key[rows[place]]
+        falls |= mine < before
+        low, high, before = min(low, mine), max(high, mine), mine
+    return falls, low, high
+
+
+def _falls(key: Ints) -> bool:
+    """Say whether any number is below the one before."""
+    return bool(np.any(key[1:] < key[:-1]))
+
+
+@compiled
+def _falls_within(rows: Rows, group: Ints, key: Ints) -> bool:
+    """Say whether the key of any row is below that of the row before in its group."""
+    for place in range(1, len(rows)):
+        row, before = rows[place], rows[place - 1]
+        if group[row] == group[before] and key[row] < key[before]:
+            return True
+    return False

@@ -24,23 +24,34 @@ OUT_OF_ORDER = -2
 """Returned instead of a position: a fold was asked to go back, which this pass cannot do."""
 
 
-ASKED = np.dtype(
+QUESTION = np.dtype(
     [
-        *((name, "i8") for name in ("shared_key", "shared_ms", "own_key", "own_ms", "seed")),
+        ("seed", "i8"),
         ("request", "i4"),  # -1: cannot be decided
-        ("segment", "i4"),
-        ("process", "i4"),
-        ("health", "i4"),
         ("hot", "i4"),
-        ("actual", "i4"),  # the recorded route
-        ("mute", "i4"),
     ],
     align=True,
 )
-"""What a decision is asked with."""
+"""What many decisions are asked alike."""
 
 
 Ints = NDArray[np.int64]
+
+
+class Asked(NamedTuple):
+    """What decisions are asked with: the ledger's own columns, of all its calls, and which question each is."""
+
+    shared_key: Ints
+    shared_ms: Ints
+    own_key: Ints
+    own_ms: Ints
+    process: Ints
+    mute: NDArray[np.bool_]
+    segment: Ints
+    health: Ints
+    actual: Ints  # the recorded route
+    number: NDArray[np.int32]
+    question: Records
 
 
 class Measures(NamedTuple):
@@ -159,12 +170,12 @@ def _number(patterns: Patterns) -> int:
 
 @without_arrays
 def decide(
+    calls: Ints,
     order: Ints,
     begin: int,
     end: int,
-    first: int,
     base: int,
-    asked: Records,
+    asked: Asked,
     measures: Measures,
     versions: Ints,
     world: World,
@@ -173,7 +184,7 @@ def decide(
     patterns: Patterns,
     found: Found,
 ) -> int:
-    """Decide `order[begin:end]`, asked with `asked[begin - first:]`; row `order[…] - base` of `found` takes what comes.
+    """Decide `calls[order[begin:end]]`; row `order[…] - base` of `found` takes what comes.
 
     Returns `end`; or, where it must stop before a decision, -(position) - 3 with the table of patterns full, and
     OUT_OF_ORDER where a fold would have to go back.
@@ -181,9 +192,10 @@ def decide(
     start, bounds = world.population.start, world.code.bound
     for position in range(begin, end):
         number = order[position]
-        one = asked[position - first]
-        if not _measure(one, measures, versions, stamped, bounds):
+        call = calls[number]
+        if not _measure(call, asked, measures, versions, stamped, bounds):
             return OUT_OF_ORDER
+        one = asked.question[asked.number[call]]
         if one.request < 0:
             undecided = found.decided[number - base]
             undecided.length = undecided.chosen = -1
@@ -192,9 +204,9 @@ def decide(
             for shown in range(SHOWN + 1):
                 found.stood[number - base, shown].place = -1
             continue
-        segment = int(one.segment)
-        own = one.process * measures.stride
-        shared = -1 if one.mute != 0 else 0
+        segment = asked.segment[call]
+        own = asked.process[call] * measures.stride
+        shared = -1 if asked.mute[call] else 0
         at = Moment(
             start[segment],
             start[segment + 1] - start[segment],
@@ -202,7 +214,7 @@ def decide(
             own if measures.own[0] else shared,
             own if measures.own[1] else shared,
             own if measures.own[2] else shared,
-            int(one.health),
+            asked.health[call],
             int(one.hot),
         )
         row = int(one.request % len(work.entry))
@@ -212,15 +224,15 @@ def decide(
                 work.entry[row].segment = 0  # decide it anew, with room in the table
                 return -position - 3
             work.entry[row].pattern = pattern
-        _note(row, number - base, int(one.actual), world, stamped, work, found, at)
+        _note(row, number - base, asked.actual[call], world, stamped, work, found, at)
     return int(end)
 
 
 @inlined
-def _measure(one: Any, measures: Measures, versions: Ints, stamped: Stamped, bounds: Records) -> bool:
+def _measure(call: int, asked: Asked, measures: Measures, versions: Ints, stamped: Stamped, bounds: Records) -> bool:
     """Bring every measure to what this decision could see."""
     track = measures.rate
-    at_ms, touched = _advanced(track, measures.own[0], one)
+    at_ms, touched = _advanced(track, measures.own[0], call, asked)
     if touched < 0:
         return False
     for number in range(touched):
@@ -231,7 +243,7 @@ def _measure(one: Any, measures: Measures, versions: Ints, stamped: Stamped, bou
         stamped.rate[slot] = rate
 
     track = measures.latency
-    at_ms, touched = _advanced(track, measures.own[1], one)
+    at_ms, touched = _advanced(track, measures.own[1], call, asked)
     if touched < 0:
         return False
     for number in range(touched):
@@ -243,7 +255,7 @@ def _measure(one: Any, measures: Measures, versions: Ints, stamped: Stamped, bou
         stamped.latency_ms[slot] = latency_ms
 
     track = measures.tools
-    at_ms, touched = _advanced(track, measures.own[2], one)
+    at_ms, touched = _advanced(track, measures.own[2], call, asked)
     if touched < 0:
         return False
     for number in range(touched):
@@ -256,11 +268,13 @@ def _measure(one: Any, measures: Measures, versions: Ints, stamped: Stamped, bou
 
 
 @inlined
-def _advanced(track: Track, own: bool, one: Any) -> tuple[int, int]:
+def _advanced(track: Track, own: bool, call: int, asked: Asked) -> tuple[int, int]:
     """Bring a track to a decision, in its process or on the shared ledger: its instant in ms, and slots changed."""
     if own:
-        return one.own_ms, advance(track, int(one.process), one.own_key, one.own_ms)
-    return one.shared_ms, advance(track, 0, one.shared_key, one.shared_ms)
+        own_ms = asked.own_ms[call]
+        return own_ms, advance(track, asked.process[call], asked.own_key[call], own_ms)
+    shared_ms = asked.shared_ms[call]
+    return shared_ms, advance(track, 0, asked.shared_key[call], shared_ms)
 
 
 @inlined

@@ -11,7 +11,7 @@ from replay.core.candidates import NO_REQUEST, NO_STATE
 from replay.core.planning import Reason, narrowed
 from replay.estimators import ToolsNever, Window
 from replay.kernel.layout import make_track
-from replay.kernel.loop import ASKED, Measures, decide, new_found, new_patterns
+from replay.kernel.loop import QUESTION, Asked, Measures, decide, new_found, new_patterns
 from replay.kernel.population import populate
 from replay.kernel.ranking import new_work
 from replay.kernel.requests import NOT_ASKED, Requests
@@ -55,15 +55,18 @@ def plan(
     world = World(code, population, asking, opened, disabled)
     rates, latencies = _field(candidates, "success_rate"), _field(candidates, "latency_ms")
     stamped = Stamped(rates, latencies, np.ones(len(candidates) + 1, dtype=np.bool_))
-    asked = np.zeros(1, dtype=ASKED)
-    asked["request"], asked["seed"], asked["hot"], asked["actual"] = number, random_start(seed), -1, -1
+    question = np.array([(random_start(seed), number, -1)], dtype=QUESTION)
+    zero = np.zeros(1, dtype=np.int64)
+    asked = Asked(
+        *(zero,) * 5, np.zeros(1, dtype=np.bool_), zero, zero, zero - 1, np.zeros(1, dtype=np.int32), question
+    )
     work, found = new_work(population.widest, code, 1), new_found(1)
     patterns, versions = new_patterns(len(requests.names.reasons)), np.zeros(2, dtype=np.int64)
     decide(
-        np.zeros(1, dtype=np.int64),
+        zero,
+        zero,
         0,
         1,
-        0,
         0,
         asked,
         nothing_measured(),

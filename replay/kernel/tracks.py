@@ -1,14 +1,16 @@
 """Tracks: the compiled form of every estimator, for reading many states at many instants.
 
-A track is one measure's facts, laid out for walking, and the state of every slot (whose state: a route, or a route in
-a process). `advance` brings one process to a reader's key and instant, `read` says what a rule says of a slot then;
-both are for compiled code and become part of it. All rules share one type, so that it is compiled once. The streaming
-forms in `replay.estimators` are the definition: `advance` does the same operations on the same doubles in the same
-order as one stream for each slot, each read at every advance of its process.
+A track is one measure's facts, in the orders in which they are walked, and the state of every slot (whose state: a
+route, or a route in a process). The facts themselves stay where they are: an order says which row comes next, and a row
+whose value is nan is none of this measure's, so that one pair of orders serves every measure. `advance` brings one
+process to a reader's key and instant, `read` says what a rule says of a slot then; both are for compiled code and
+become part of it. All rules share one type, so that it is compiled once. The streaming forms in `replay.estimators` are
+the definition: `advance` does the same operations on the same doubles in the same order as one stream for each slot,
+each read at every advance of its process.
 
-    facts by (process, key)     ───┬──────────────┬─────▶    members of a window: key below the reader's,
+    rows by (process, key)      ───┬──────────────┬─────▶    members of a window: key below the reader's,
                                    │   members    │ key      and ended at its edge or later; a row that is already
-    facts by (process, at_ms)   ───┴──────────────┴─────▶    older than the edge when it becomes visible never
+    rows by (process, at_ms)    ───┴──────────────┴─────▶    older than the edge when it becomes visible never
                                  edge = at_ms − W            enters
 """
 
@@ -25,6 +27,9 @@ from replay.kernel.compiled import inlined
 
 Ints = NDArray[np.int64]
 Halves = NDArray[np.int32]
+Rows = NDArray[np.uint32]
+"""Numbers of rows: without a sign, so that compiled code need not ask whether an index counts from the end."""
+
 Floats = NDArray[np.float64]
 
 WINDOW, LAST, EMA, TIME_EMA, PEAK_EMA, BETA, CONSECUTIVE, STICKY, NEVER = range(9)
@@ -47,7 +52,7 @@ ALWAYS_MS = -(2**63)
 
 
 class Track(NamedTuple):
-    """F facts in S slots of P processes; unused arrays are empty. Made by `replay.kernel.layout.make_track`.
+    """F facts in S slots of P processes; unused arrays are empty. Made by `replay.kernel.layout.track_on`.
 
     Scalars: `n` is a count, k or min_samples; `span_ms` the window, τ, horizon or cooldown; `x`, `y`, `z` are
     α | γ, a0, b0 | q | z of the rule. Slots of different processes are different slots.
@@ -61,10 +66,12 @@ class Track(NamedTuple):
     x: float
     y: float
     z: float
-    when: Ints  # (F, 2): key and at_ms, sorted by (process, key, at_ms, identity)
-    slot: Halves  # (F,)
-    value: Floats  # (F,); tools: 1 asked for tools, 2 called one, 3 both
-    by_time: Halves  # (F,): facts by (process, at_ms, identity), members only
+    key: Ints  # (F,): a row per fact, in any order
+    at_ms: Ints  # (F,)
+    slot: Ints  # (F,)
+    value: Floats  # (F,): nan: not counted; tools: 1 asked for tools, 2 called one, 3 both
+    by_key: Rows  # (F,): rows by (process, key, at_ms, identity)
+    by_time: Rows  # (F,): rows by (process, at_ms, identity)
     time_rank: Halves  # (F,): the inverse of by_time, LAST only
     cursor: Ints  # (P, 8)
     tally: Ints  # (S, 8)
@@ -73,7 +80,7 @@ class Track(NamedTuple):
     slot_start: Ints  # (S + 1,): where a slot's share of the arrays below begins
     last: Halves  # (F,): time ranks of the slot's members in order, LAST only
     level: Floats  # (F,): the slot's values in order, PLACE only
-    place: Halves  # (F,): which of them a fact has, from 1
+    place: Halves  # (F,): which of them a row has, from 1
     tree: Halves  # (F,): Fenwick tree of the members' places
     own_start: Ints  # (P + 1,): where a process's share of `own` begins
     own: Halves  # the slots of each process, where readings change by themselves
@@ -147,40 +154,46 @@ def _touch(track: Track, slot: int, turn: int, touched: int) -> int:
 
 @inlined
 def _advance_window(track: Track, process: int, key: int, at_ms: int) -> int:
-    cursor, when, slots, by_time = track.cursor[process], track.when, track.slot, track.by_time
+    cursor, by_key, by_time = track.cursor[process], track.by_key, track.by_time
     turn, touched = cursor[TURN] + 1, 0
     done, edge_ms = cursor[DONE], cursor[EDGE_MS]
-    while done < cursor[END] and when[done, 0] < key:
-        slot = _whole(slots[done])
-        track.tally[slot, SEEN] += 1
-        if when[done, 1] >= edge_ms:
-            _change(track, slot, done, 1)
-        touched = _touch(track, slot, turn, touched)
+    while done < cursor[END] and track.key[by_key[done]] < key:
+        touched = _see(track, _whole(by_key[done]), 1, edge_ms, turn, touched)
         done += 1
-    while done > cursor[START] and when[done - 1, 0] >= key:
+    while done > cursor[START] and track.key[by_key[done - 1]] >= key:
         done -= 1
-        slot = _whole(slots[done])
-        track.tally[slot, SEEN] -= 1
-        if when[done, 1] >= edge_ms:
-            _change(track, slot, done, -1)
-        touched = _touch(track, slot, turn, touched)
+        touched = _see(track, _whole(by_key[done]), -1, edge_ms, turn, touched)
     first, edge_ms = cursor[FIRST], at_ms - track.span_ms
-    while first < cursor[END] and when[by_time[first], 1] < edge_ms:
-        row = _whole(by_time[first])
-        if row < done:
-            slot = _whole(slots[row])
-            _change(track, slot, row, -1)
-            touched = _touch(track, slot, turn, touched)
+    while first < cursor[END] and track.at_ms[by_time[first]] < edge_ms:
+        touched = _pass_edge(track, _whole(by_time[first]), -1, key, turn, touched)
         first += 1
-    while first > cursor[START] and when[by_time[first - 1], 1] >= edge_ms:
+    while first > cursor[START] and track.at_ms[by_time[first - 1]] >= edge_ms:
         first -= 1
-        row = _whole(by_time[first])
-        if row < done:
-            slot = _whole(slots[row])
-            _change(track, slot, row, 1)
-            touched = _touch(track, slot, turn, touched)
+        touched = _pass_edge(track, _whole(by_time[first]), 1, key, turn, touched)
     cursor[TURN], cursor[DONE], cursor[FIRST], cursor[EDGE_MS] = turn, done, first, edge_ms
     return touched
+
+
+@inlined
+def _see(track: Track, row: int, sign: int, edge_ms: int, turn: int, touched: int) -> int:
+    """Let a row become visible (+1), or be so no longer (-1); return the length of the list of changed slots."""
+    if math.isnan(track.value[row]):
+        return touched
+    slot = track.slot[row]
+    track.tally[slot, SEEN] += sign
+    if track.at_ms[row] >= edge_ms:
+        _change(track, slot, row, sign)
+    return _touch(track, slot, turn, touched)
+
+
+@inlined
+def _pass_edge(track: Track, row: int, sign: int, key: int, turn: int, touched: int) -> int:
+    """Let the window's edge pass a row that ends before it from now on (-1), or does so no longer (+1)."""
+    if math.isnan(track.value[row]) or track.key[row] >= key:
+        return touched
+    slot = track.slot[row]
+    _change(track, slot, row, sign)
+    return _touch(track, slot, turn, touched)
 
 
 @inlined
@@ -267,19 +280,24 @@ def _push(track: Track, slot: int, row: int) -> None:
 
 @inlined
 def _advance_fold(track: Track, process: int, key: int, at_ms: int) -> int:
-    cursor, when = track.cursor[process], track.when
+    cursor, by_key = track.cursor[process], track.by_key
     done = cursor[DONE]
-    if done > cursor[START] and when[done - 1, 0] >= key:
-        return -1
+    while done > cursor[START] and track.key[by_key[done - 1]] >= key:
+        done -= 1
+        if not math.isnan(track.value[by_key[done]]):
+            return -1
     turn, touched, moved = cursor[TURN] + 1, 0, False
-    while done < cursor[END] and when[done, 0] < key:
-        slot = _whole(track.slot[done])
+    while done < cursor[END] and track.key[by_key[done]] < key:
+        row = _whole(by_key[done])
+        done += 1
+        if math.isnan(track.value[row]):
+            continue
+        slot = track.slot[row]
         until_ms = track.tally[slot, UNTIL_MS]
         track.tally[slot, SEEN] += 1
-        _fold(track, slot, done, when[done, 1])
+        _fold(track, slot, row, track.at_ms[row])
         moved = moved or track.tally[slot, UNTIL_MS] != until_ms
         touched = _touch(track, slot, turn, touched)
-        done += 1
     steady = cursor[STEADY_FROM_MS] <= at_ms < cursor[STEADY_UNTIL_MS]
     if (track.kind == CONSECUTIVE or track.kind == STICKY) and (moved or not steady):
         touched = _pass_time(track, process, turn, at_ms, touched)

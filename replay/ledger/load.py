@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import duckdb
 
 TABLES = ("calls", "route_observations", "provider_prices", "offer_history", "policies", "settings")
+LARGE = ("calls", "route_observations")
+_SMALL = {"offer_history": "offers", "provider_prices": "prices", "policies": "policies", "settings": "settings"}
 
 ROWS_PER_BATCH = 122_880
 
@@ -67,20 +69,20 @@ def load_ledger(connection: duckdb.DuckDBPyConnection, *, whole: bool = True) ->
     Not `whole`: of calls and attempts only what a replay reads, in a fraction of the memory; texts that recur are then
     of the type `polars.Enum`. The identity is that of all columns either way.
     """
-    read: dict[str, tuple[pl.DataFrame, dict[str, Any]]] = {}
-    for table in TABLES:
-        coded, unread = ((), ()) if whole else (_CODED.get(table, ()), _UNREAD.get(table, ()))
-        read[table] = _read(connection, table, coded, unread)
-    frames = {table: frame for table, (frame, _) in read.items()}
-    return Ledger(
-        calls=frames["calls"],
-        attempts=frames["route_observations"],
-        offers=frames["offer_history"],
-        prices=frames["provider_prices"],
-        policies=frames["policies"],
-        settings=frames["settings"],
-        identity={table: identity for table, (_, identity) in read.items()},
-    )
+    seen = {table: Seen(table) for table in LARGE}
+    calls, attempts = (read_rows(connection, table, seen[table], whole=whole) for table in LARGE)
+    small, identity = read_small(connection)
+    identity = {table: identity.get(table) or seen[table].identity for table in TABLES}
+    return Ledger(calls, attempts, **small, identity=identity)
+
+
+def read_small(
+    connection: duckdb.DuckDBPyConnection,
+) -> tuple[dict[str, pl.DataFrame], dict[str, dict[str, Any]]]:
+    """Return the tables that are small, by the names that `Ledger` has for them, and their identities."""
+    seen = {table: Seen(table) for table in _SMALL}
+    frames = {name: read_rows(connection, table, seen[table], whole=True) for table, name in _SMALL.items()}
+    return frames, {table: one.identity for table, one in seen.items()}
 
 
 def read_for_replay(mirror: Path) -> tuple[Ledger, list[str]]:
@@ -92,19 +94,20 @@ def read_for_replay(mirror: Path) -> tuple[Ledger, list[str]]:
 
 def table_identity(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, Any]:
     """Return a table's row count, time range and content hash, as `Ledger.identity` holds them."""
-    seen = _Seen(table)
+    seen = Seen(table)
     for rows in _batches(connection, table):
         seen.update(rows)
     return seen.identity
 
 
-def _read(
-    connection: duckdb.DuckDBPyConnection, table: str, coded: Iterable[str], unread: Iterable[str]
-) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Return a table's rows in the order of its key, and its identity."""
-    seen, batches = _Seen(table), []
+def read_rows(
+    connection: duckdb.DuckDBPyConnection, table: str, seen: Seen, where: str = "", *, whole: bool = False
+) -> pl.DataFrame:
+    """Return a table's rows, or those of a condition in SQL, in the order of its key; `seen` takes note of them."""
+    coded, unread = ((), ()) if whole else (_CODED.get(table, ()), _UNREAD.get(table, ()))
+    batches = []
     kept: list[str] = []
-    for rows in _batches(connection, table):
+    for rows in _batches(connection, table, where):
         made = _dictionaries(rows, coded)
         seen.update(made)
         kept = [name for name in made.schema.names if name not in unread]
@@ -115,12 +118,12 @@ def _read(
     )
     key = _KEYS.get(table, ("id",))
     in_order = key == ("id",) and frame["id"].is_sorted()
-    return (frame if in_order else frame.sort(*key)).rechunk(), seen.identity
+    return (frame if in_order else frame.sort(*key)).rechunk()
 
 
-def _batches(connection: duckdb.DuckDBPyConnection, table: str) -> Iterator[pa.RecordBatch]:
+def _batches(connection: duckdb.DuckDBPyConnection, table: str, where: str = "") -> Iterator[pa.RecordBatch]:
     """Yield a table's rows, at least one batch, be it empty; the next is read while the last is worked on."""
-    reader = connection.execute(f"SELECT * FROM {table}").to_arrow_reader(ROWS_PER_BATCH)
+    reader = connection.execute(f"SELECT * FROM {table} {where}").to_arrow_reader(ROWS_PER_BATCH)
     rows = pa.RecordBatch.from_pylist([], schema=reader.schema)
     with ThreadPoolExecutor(1) as ahead:
         while rows is not None:
@@ -146,7 +149,7 @@ def _enum(column: pa.ChunkedArray) -> pl.Series:
     return placed.cat.to(pl.Enum([values[place] for place in order]))
 
 
-class _Seen:
+class Seen:
     """What a table's identity is made of, batch by batch."""
 
     def __init__(self, table: str) -> None:
@@ -156,6 +159,7 @@ class _Seen:
         self._ends: list[int] = []
 
     def update(self, rows: pa.RecordBatch) -> None:
+        """Take in more rows."""
         self._rows += len(rows)
         self._content.update(rows)
         if self._instant is not None:
@@ -164,6 +168,7 @@ class _Seen:
 
     @property
     def identity(self) -> dict[str, Any]:
+        """The identity of all rows so far, as `Ledger.identity` holds it."""
         unit_ms = self._instant[1] if self._instant else 1
         first, last = (pick(self._ends) * unit_ms if self._ends else None for pick in (min, max))
         return {"rows": self._rows, "first_ms": first, "last_ms": last, "content": self._content.hexdigest()}

@@ -112,7 +112,7 @@ def _nothing_there(axis: Timeline, since_ms: int, until_ms: int) -> str:
 def _concerned(axis: Timeline, chosen: Chosen, settings: Sequence[Settings]) -> list[Settings]:
     """Return the given settings, and the recorded ones that the reproduction replays."""
     used = set(axis.ledger.calls.filter(pl.col("id").is_in(_ids(axis.calls.id, chosen.calls)))["settings_id"])
-    recorded = [one for identity, one in recorded_settings(axis).items() if identity in used]
+    recorded = [one for identity, one in recorded_settings(axis.ledger.settings).items() if identity in used]
     return list({one.identity: one for one in (*settings, *recorded)}.values())
 
 

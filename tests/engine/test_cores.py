@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from replay import engine
-from replay.core import Policy
+from replay.core import Policy, admit
 from replay.kernel import core, loop
 from replay.ledger.load import Ledger, load_ledger
 from replay.ledger.mirror import open_mirror
@@ -148,6 +148,29 @@ def test_many_texts_and_no_candidates(
     fast, slow = (replayed(ledger, PRODUCTION_NOW, which, measured_policy) for which in engine.CORES)
     assert fast.decisions.equals(slow.decisions)
     assert fast.decisions["candidates"].to_list() == [0, 1]
+
+
+def test_credits_of_a_provider_that_offers_nothing(
+    ledger_of: Callable[..., Ledger], call: Any, attempt: Any, measured_policy: Policy
+) -> None:
+    """A request may know credits of anybody: of whom nothing is offered and nothing recorded, they change nothing."""
+    offers = [OfferRow(id=1, valid_from=0, position=0, provider_id="p", model_family="m")]
+    calls = [call(1, 1_000), call(2, 60_000, request='{"credits": {"nobody": 5.0}}')]
+    ledger = ledger_of(calls=calls, attempts=[attempt(1, 500, ok=False)], offers=offers)
+    fast, slow = (replayed(ledger, PRODUCTION_NOW, which, measured_policy) for which in engine.CORES)
+    assert fast.decisions.equals(slow.decisions)
+    assert fast.replayed[0].interpreted is None
+
+
+def test_what_was_recorded_is_reproduced_beside_another_policy(small_world: Ledger) -> None:
+    """The recorded policy reads columns and names reasons that the given one does not; both cores reproduce with it."""
+    term = ["policy", ["top"], ["neg", ["field", "price_in"]], ["argmax"], ["id"], ["always", {"action": "abort"}]]
+    runs = [engine.run(small_world, [PRODUCTION_NOW], admit(term), core=which) for which in engine.CORES]
+    fast, slow = (run.reproduction for run in runs)
+    assert fast == slow
+    assert fast.passed
+    assert fast.decisions > 100
+    assert runs[0].decisions.equals(runs[1].decisions)
 
 
 def test_the_hash_of_an_order_is_that_of_the_definition(troubled_world: Ledger) -> None:

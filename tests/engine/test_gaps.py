@@ -11,7 +11,7 @@ import pytest
 from replay import engine, timeline
 from replay.core import Policy, admit
 from replay.deciding import Decider
-from replay.gaps import in_doubt
+from replay.gaps import Numbering
 from replay.ledger.load import Ledger
 from replay.ledger.memory import MemoryLedger
 from replay.settings import PRODUCTION_NOW
@@ -73,7 +73,7 @@ def _doubtful(ledger_of: Callable[..., Ledger], call: Any, attempt: Any, rows: l
         for provider, number, ms, ok, decision in (row for row in rows if row[0] != "call")
     ]
     axis = timeline.build(ledger_of(calls=calls, attempts=attempts))
-    return sorted(int(axis.calls.id[one]) for one in in_doubt(axis, lambda _: ("p", "q")))
+    return sorted(int(axis.calls.id[one]) for one in Numbering.whole().in_doubt(axis, lambda _: ("p", "q")))
 
 
 @pytest.mark.parametrize(
@@ -105,5 +105,5 @@ def test_another_process_is_not_concerned(small_world: Ledger) -> None:
     victim = small_world.calls.filter(replica="b.1")["id"][10]
     calls = small_world.calls.filter(small_world.calls["id"] != victim)
     axis = timeline.build(replace(small_world, calls=calls))
-    found = in_doubt(axis, lambda _: ("p", "q", "r"))
+    found = Numbering.whole().in_doubt(axis, lambda _: ("p", "q", "r"))
     assert {axis.calls.replica[one] for one in found} == {"b.1"}

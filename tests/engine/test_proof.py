@@ -17,6 +17,7 @@ from replay.ledger.load import Ledger
 from replay.measuring import Measuring, Questions, Stamps
 from replay.reproduction import Reproduction
 from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW, Settings
+from replay.shadow import Shadow
 
 
 def tampered(ledger: Ledger, **changes: Any) -> Ledger:
@@ -198,13 +199,11 @@ def test_the_audit_catches_a_wrong_engine(edges: timeline.Timeline, wrong: type[
 
 def test_only_an_integer_next_to_a_half_is_excused() -> None:
     """The stamped integer must match exactly, unless the mean is within 1e-9 of a half; a missing one never."""
-    ours = {"mean": 2.5, "latency_ms": 2.0}
-    assert audit_room._agree("latency_ms", ours, {"mean": 2.5, "latency_ms": 3.0})
-    ours = {"mean": 2.4999, "latency_ms": 2.0}
-    assert not audit_room._agree("latency_ms", ours, {"mean": 2.4999, "latency_ms": 3.0})
-    assert not audit_room._agree("mean", {"mean": None}, {"mean": 1.0})
-    assert not audit_room._agree("rate", {"rate": 0.1 + 0.2}, {"rate": 0.3})
-    assert audit_room._agree("mean", {"mean": 1.0}, {"mean": 1.0 + 1e-10})
+    assert audit_room._agree("latency_ms", 2.0, 3.0, mean=2.5)
+    assert not audit_room._agree("latency_ms", 2.0, 3.0, mean=2.4999)
+    assert not audit_room._agree("mean", None, 1.0, mean=None)
+    assert not audit_room._agree("rate", 0.1 + 0.2, 0.3, mean=None)
+    assert audit_room._agree("mean", 1.0, 1.0 + 1e-10, mean=1.0)
 
 
 def test_a_preset_without_queries_is_audited_on_what_it_saw() -> None:
@@ -245,25 +244,46 @@ def test_a_failed_reading_is_excluded_and_costs_nothing_else(small_world: Ledger
     assert run.passed
 
 
-def test_a_failed_reading_is_never_audited_even_where_it_flips(
-    small_world: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_reading_is_never_audited_even_where_it_flips(small_world: Ledger) -> None:
     """In a sampled audit, contested calls are preferred; one that read nothing is left out all the same."""
     frame = small_world.calls.with_columns(
         evidence_state=pl.when(pl.col("id") % 5 == 0).then(pl.lit("unavailable")).otherwise("evidence_state")
     )
-    monkeypatch.setattr(audit_room, "EVERY_DECISION_UP_TO", 60)
-    monkeypatch.setattr(audit_room, "SAMPLE", 60)
-    run = checked(replace(small_world, calls=frame))
-    assert run.replayed[0].audit.mismatches == []
-    assert run.replayed[0].audit.decisions == pytest.approx(60, abs=10)
+    measuring = Measuring(timeline.build(replace(small_world, calls=frame)), PRODUCTION_NOW)
+    everything = np.arange(150)
+    result = audit(measuring, everything, flips=everything.tolist(), sample=60, all_up_to=60)
+    assert (result.mismatches, result.of_decisions) == ([], 120)
+    assert result.decisions == pytest.approx(60, abs=10)
+
+
+def test_a_plan_made_once_serves_every_decision(small_world: Ledger) -> None:
+    """A shadow around some calls plans a query once and loads by parts; one of the whole ledger plans it each time."""
+    measuring = Measuring(timeline.build(small_world), PRODUCTION_NOW)
+    chosen = np.arange(0, 150, 7, dtype=np.int64)
+    with Shadow(measuring) as whole, Shadow(measuring, (chosen, 3_600_000)) as parts:
+        for call in [*chosen.tolist(), 0]:
+            since_ms = int(measuring.evidence_ms[call]) - 900_000
+            asked = {"since_ms": since_ms, "until_ms": whole.see_call(call)}
+            assert parts.see_call(call) == asked["until_ms"]
+            counts = [[(*row[:3], row[6]) for row in one.rows("route_stats", **asked)] for one in (whole, parts)]
+            assert counts[0] == counts[1]
+
+
+def test_a_part_of_a_ledger_has_its_share_of_the_sample(small_world: Ledger) -> None:
+    """A quota of a few decisions still holds the first and the last; of none at all, these two."""
+    measuring = Measuring(timeline.build(small_world), PRODUCTION_NOW)
+    everything = np.arange(150, dtype=np.int64)
+    assert audit_room._sample(measuring, everything, [70, 71], 7, 0).tolist() == [0, 70, 71, 74, 149]
+    assert audit_room._sample(measuring, everything, [70, 71], 0, 0).tolist() == [0, 149]
+    assert audit(measuring, everything, sample=10, all_up_to=0).decisions <= 10
+    assert audit(measuring, everything, sample=10, all_up_to=150).decisions == 150
 
 
 def test_a_sampled_audit_holds_first_last_flips_and_empty_windows(small_world: Ledger) -> None:
     """500 decisions at most: the first and last, the contested ones, those with nothing in any window."""
     measuring = Measuring(timeline.build(small_world), PRODUCTION_NOW)
     many = np.tile(np.arange(150, dtype=np.int64), 20)[:2_001]
-    picked = audit_room._sample(measuring, many, np.arange(3), [5, 17, 140]).tolist()
+    picked = audit_room._sample(measuring, many, [5, 17, 140], 500, 2_000).tolist()
     assert {0, int(many[-1]), 5, 17, 140} <= set(picked)
     assert len(picked) <= 500
 

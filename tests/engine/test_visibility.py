@@ -18,9 +18,10 @@ from replay.errors import ReplayError
 from replay.estimators import ToolsNever, Window
 from replay.ledger.load import Ledger
 from replay.ledger.rows import AttemptRow, CallRow
-from replay.measuring import Measuring
+from replay.measuring import Measuring, see_alike
 from replay.settings import PRODUCTION_NOW, Measure, Settings, Tools
-from replay.timeline import Snapshot, visibility
+from replay.snapshots import Snapshot
+from replay.timeline import lag_free, visibility
 
 SMALL = Settings(reliability=Measure(rule=Window(60_000)), latency=Measure(rule=Window(60_000)))
 
@@ -253,3 +254,29 @@ def test_never_stamping_needs_no_visibility(ledger_of: Any, attempt: Any, call: 
         timeline.build(ledger_of(attempts=rows, calls=[call(1, 5_000)])), replace(SMALL, tools=Tools(rule=ToolsNever()))
     )
     assert measuring.answer(measuring.at_calls(np.array([0]), np.array([0]))).capable.tolist() == [True]
+
+
+@pytest.mark.parametrize("memo_ms", [None, 30_000])
+def test_who_sees_the_same_under_two_visibilities(small_world: Ledger, memo_ms: int | None) -> None:
+    """For every decision, the sets of attempts are compared one by one; some differ, some do not."""
+    axis, settings = timeline.build(small_world), replace(SMALL, memo_ms=memo_ms)
+    one, other = Measuring(axis, settings), Measuring(axis, lag_free(settings))
+    calls = np.arange(len(axis.calls))
+    ours, theirs = (
+        [set(np.flatnonzero(its.visibility.attempts < its.evidence_key[call])) for call in calls]
+        for its in (one, other)
+    )
+    alike = see_alike(one, other, calls)
+    assert alike.tolist() == [mine == other for mine, other in zip(ours, theirs, strict=True)]
+    assert alike.any()
+    assert not alike.all()
+
+
+def test_decisions_that_see_the_same_do_not_hang_on_the_lag(small_world: Ledger) -> None:
+    """The flips are those that deciding everything again finds."""
+    at_once = replace(PRODUCTION_NOW, name="at once", visibility="lagged", lag_ms=(0,))
+    run = engine.run(small_world, [PRODUCTION_NOW, at_once])
+    first, again = (one.decisions for one in run.replayed)
+    differ = first.filter(first["chosen_route"].ne_missing(again["chosen_route"]))
+    assert run.replayed[0].lag_flips == differ["call_id"].to_list()
+    assert len(differ) > 0

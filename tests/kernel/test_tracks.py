@@ -29,7 +29,7 @@ from replay.estimators import (
 )
 from replay.kernel import tracks
 from replay.kernel.compiled import compiled
-from replay.kernel.layout import lay_out, make_track, tools_values, track_on
+from replay.kernel.layout import lay_out, make_track, sorted_by, tools_values, track_on
 from replay.kernel.tracks import advance, read
 from replay.readings import Facts, Reads, read_many, read_many_streaming, read_tools, read_tools_streaming
 
@@ -265,6 +265,41 @@ def test_an_empty_window_forgets_its_rounding() -> None:
     assert same(said[:, 0], np.array(list(streamed(Window(20), rows, reads)))[:, 0])
 
 
+@pytest.mark.parametrize(("rule", "kind"), [*RULES, *((rule, "tools") for rule in TOOLS_RULES)], ids=str)
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_a_row_without_a_value_is_not_there(rule: Any, kind: str, data: st.DataObject) -> None:
+    """A track on which some rows' values are nan says the same, and names the same changed slots, as one without them.
+
+    Folds that would have to go back say so at the same reads.
+    """
+    drawn = data.draw(rows_of(kind))
+    counted = data.draw(st.lists(st.booleans(), min_size=len(drawn), max_size=len(drawn)))
+    reads = data.draw(st.lists(st.tuples(st.integers(0, PROCESSES - 1), keys, st.integers(-10, 60)), max_size=15))
+    facts, values = facts_of(drawn)
+    some = np.flatnonzero(counted)
+    alone = Facts(*(column[some] for column in (facts.key, facts.at_ms, facts.identity, facts.group)))
+    with_gaps = make_track(rule, facts, np.where(counted, values, np.nan), SLOTS, facts.group % PROCESSES, PROCESSES)
+    without = make_track(rule, alone, values[some], SLOTS, alone.group % PROCESSES, PROCESSES)
+    for one, other in zip(walk(with_gaps, reads), walk(without, reads), strict=True):
+        assert same(one, other)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 3), st.sampled_from([-(2**61), 0, 1, 7, 2**62]), st.integers(0, 3))),
+    big=st.booleans(),
+)
+def test_rows_are_sorted_by_group_and_keys(rows: list[tuple[int, int, int]], big: bool) -> None:
+    """Groups and keys of any size, in any order, with ties: the stable order, as a sort of tuples gives it."""
+    group, first, second = (np.array([row[place] for row in rows], dtype=np.int64) for place in range(3))
+    group = group * (2**60 if big else 1) - 1
+    expected = sorted(range(len(rows)), key=lambda row: (group[row], first[row], second[row]))
+    assert sorted_by(group, first, second).tolist() == expected
+    assert sorted_by(group, second).tolist() == sorted(range(len(rows)), key=lambda row: (group[row], second[row]))
+    assert sorted_by(group).tolist() == sorted(range(len(rows)), key=lambda row: group[row])
+
+
 # Many reads
 
 
@@ -344,9 +379,9 @@ def test_tracks_on_one_layout_share_it() -> None:
     facts, values, _ = realistic("rate", 50)
     layout = lay_out(facts, 9, facts.group * 0, 1)
     one, other = track_on(Window(5), layout, values), track_on(Count(5), layout, values)
-    assert one.when is other.when
-    assert one.slot is other.slot
-    assert one.by_time is other.by_time
+    for name in ("key", "at_ms", "slot", "by_key", "by_time"):
+        assert getattr(one, name) is getattr(other, name)
+    assert (one.key is facts.key, one.at_ms is facts.at_ms, one.slot is facts.group) == (True, True, True)
     assert tools_values(values > 0, values > 0).max() == 3
 
 

@@ -20,7 +20,7 @@ from replay.ledger.duck import DuckLedger
 from replay.ledger.rows import AttemptRow, CallRow
 from replay.ledger.store import Store
 from replay.settings import PRODUCTION_BEFORE, Measure, Settings, Tools
-from replay.timeline import Snapshot
+from replay.snapshots import Snapshot
 
 Ask = Callable[..., list[dict[str, Any]]]
 OpenStore = Callable[..., Store]
