@@ -33,4 +33,4 @@ def alone(module: str, function: str, *given: str | int, environment: Mapping[st
         raise ReplayError(
             f"{module}.{function}, to be measured, failed: {done.stderr.strip()[-300:]}; please report this"
         )
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])  # a library may have printed something before

@@ -50,6 +50,7 @@ def open_mirror(path: str | Path, *, write: bool = False, wait_s: float = 10.0) 
     connection = _connect(file, write, wait_s)
     try:
         connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET enable_progress_bar = false")  # it would be drawn over ours, or into what is piped
         if not created:
             _check_tables(connection, file)
         if write:
