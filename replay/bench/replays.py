@@ -9,7 +9,6 @@ run needs.
 from __future__ import annotations
 
 import os
-import resource
 import tempfile
 import time
 from dataclasses import replace
@@ -23,6 +22,7 @@ from replay.bench.synthetic import shipped, write_ledger
 from replay.estimators import Ema, Rule, Window
 from replay.ledger.load import load_ledger
 from replay.ledger.mirror import open_mirror
+from replay.memory import peak_mb
 from replay.pieces import replay_mirror
 from replay.settings import PRODUCTION_NOW, Measure, Settings
 from replay.sweep.running import sweep
@@ -175,7 +175,7 @@ def measure(mirror: str, out: str, rounds: int, reads: int = 1) -> dict[str, Any
         phases_s = replay_once(Path(mirror), Path(out))
         replays.append((time.perf_counter() - began, time.process_time() - cpu_began, phases_s))
     whole_s, cpu_s, phases_s = min(replays, key=lambda one: one[0])
-    memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before whole tables are read
+    memory_mb = peak_mb()  # before whole tables are read
     measured = {"whole_s": whole_s, "cpu_s": cpu_s, "phases_s": phases_s, "memory_mb": memory_mb}
     if reads:
         measured["reading_s"] = best_of(rounds, lambda: read_tables(Path(mirror)))

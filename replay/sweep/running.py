@@ -36,6 +36,7 @@ from replay.core import Policy
 from replay.engine import Progress, Run
 from replay.errors import ReplayError, StoppedError
 from replay.ledger.load import Ledger
+from replay.memory import peak_mb
 from replay.record import ROWS_PER_GROUP
 from replay.settings import Settings
 from replay.sweep.grid import require_unique_names
@@ -118,7 +119,8 @@ def sweep(
         len(todo),
         len(distinct) - len(todo),
         {name: said for name, said in why.items() if said is not None},
-        *(resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)),
+        peak_mb(),
+        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
     )
 
 
