@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+import duckdb
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -155,8 +156,8 @@ def replay_in_pieces(
     with open_mirror(mirror) as connection, ThreadPoolExecutor(1) as beside:
         connection.execute(f"SET memory_limit = '{_MEMORY}'")
         known = extent(connection)
-        if known.calls < 1.5 * calls_per_piece:
-            raise NotInPiecesError
+        if known.calls < 1.5 * calls_per_piece or not known.attempts or not (policy or _any_known_policy(connection)):
+            raise NotInPiecesError  # where something is missing, the whole ledger's replay says what
         spans = Spans(connection, cuts_ms(connection, calls_per_piece), ahead_ms(known))
         used = connection.execute("SELECT DISTINCT settings_id FROM calls").fetchall()
         recorded = recorded_settings(spans.small["settings"])
@@ -174,6 +175,11 @@ def replay_in_pieces(
             run = proofs.together()
         pieces.require_all_found()
         return MirrorRun(run, spans.identity, inferred.result(), number)
+
+
+def _any_known_policy(connection: duckdb.DuckDBPyConnection) -> bool:
+    found = connection.execute("SELECT 1 FROM calls WHERE policy_id IN (SELECT policy_id FROM policies) LIMIT 1")
+    return found.fetchone() is not None
 
 
 def ahead_ms(known: Extent) -> int:

@@ -11,10 +11,11 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from replay import engine, pieces
+from replay import engine, pieces, record
 from replay.bench.synthetic import shipped, write_ledger
 from replay.core import Policy, admit
 from replay.engine import Run
+from replay.errors import ReplayError
 from replay.estimators import Quantile, ToolsWindow, Wilson, Window
 from replay.ledger.folder import fill, frames
 from replay.ledger.load import Ledger, load_ledger
@@ -284,6 +285,31 @@ def test_what_pieces_cannot_do_is_done_whole(long_world: Ledger, mirror: Callabl
     assert why in found.whole
     assert decisions.equals(whole.decisions)
     assert predictions.equals(whole.predictions)
+
+
+def test_what_was_written_in_pieces_gives_way_to_the_whole(
+    long_world: Ledger, mirror: Callable[[Ledger], Path], tmp_path: Path
+) -> None:
+    """A run's folder holds the whole ledger's bytes, though all pieces were written before it came out."""
+    settings, change, _ = REFUSED["an attempt far from its call"]
+    path = mirror(change(long_world))
+    for out, calls_per_piece in (("pieces", A_PIECE), ("whole", CALLS)):
+        with record.Writer(tmp_path / out) as writer:
+            found = replay_mirror(path, [settings], writer, calls_per_piece=calls_per_piece)
+            writer.finish({}, found.run, path)
+    for name in ("decisions.parquet", "predictions.parquet"):
+        assert (tmp_path / "pieces" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("lacking", "said"), [("attempts", "no attempts"), ("policies", "has a recorded policy")])
+def test_what_a_replay_needs_is_asked_for_first(
+    long_world: Ledger, mirror: Callable[[Ledger], Path], lacking: str, said: str
+) -> None:
+    """A long ledger without attempts, or without policies, is refused as a short one is, before anything is written."""
+    rows, path = Rows(), mirror(replace(long_world, **{lacking: getattr(long_world, lacking).clear()}))
+    with pytest.raises(ReplayError, match=said):
+        replay_mirror(path, [SHORT], rows, calls_per_piece=A_PIECE)
+    assert rows.decided == []
 
 
 def test_a_short_ledger_is_replayed_whole_without_a_word(small_world: Ledger, mirror: Callable[[Ledger], Path]) -> None:
