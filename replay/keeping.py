@@ -5,29 +5,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 
 from replay.measuring import Measuring
-from replay.timeline import Bools, Ints
+from replay.timeline import Bools, Ints, Timeline
 
 
-def kept_rows(measuring: Measuring, from_ms: int, until_ms: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+def kept_rows(measurings: Sequence[Measuring], from_ms: int, until_ms: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return the calls and attempts that decisions from `until_ms` on can depend on, as frames of the ledger.
+
+    `measurings` are of one timeline, one for each way of telling processes apart.
 
     That is every row from `from_ms` on; of older ones, per process and provider, the last success and all failures
     since, with the rankings that may have found a breaker recovered; the first use of each route where names depend on
     it; the decision that saw most; and the calls of all attempts kept.
     """
-    axis = measuring.timeline
+    axis = measurings[0].timeline
     calls, attempts = axis.calls.decided_ms >= from_ms, axis.attempts.ts_ms >= from_ms
-    rankings, ends = _health(measuring, ~calls, ~attempts)
-    calls[rankings], attempts[ends] = True, True
+    past_calls, past_attempts = ~calls, ~attempts
     earlier = np.flatnonzero(axis.calls.decided_ms < until_ms)
-    if len(earlier):
-        calls[earlier[np.argmax(measuring.visibility.calls[earlier])]] = True
+    for measuring in measurings:
+        rankings, ends = _health(measuring, past_calls, past_attempts)
+        calls[rankings], attempts[ends] = True, True
+        if len(earlier):
+            calls[earlier[np.argmax(measuring.visibility.calls[earlier])]] = True
     if any(key.endswith("|") for key in axis.routes):
-        _add_first_uses(measuring, calls, attempts)
+        _add_first_uses(axis, calls, attempts)
     owners = axis.attempts.call[attempts]
     calls[owners[owners >= 0]] = True
     frame = axis.ledger.calls
@@ -71,8 +77,7 @@ def _in_order(rows: Ints, process: Ints, key: Ints, identity: Ints) -> Ints:
     return rows[np.lexsort((identity[rows], key[rows], process[rows]))]
 
 
-def _add_first_uses(measuring: Measuring, calls: Bools, attempts: Bools) -> None:
-    axis = measuring.timeline
+def _add_first_uses(axis: Timeline, calls: Bools, attempts: Bools) -> None:
     starts = np.where(axis.attempts.start_ms >= 0, axis.attempts.start_ms, axis.attempts.ts_ms)
     for kept, at_ms, route in (
         (calls, axis.calls.decided_ms, axis.calls.route),

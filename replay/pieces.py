@@ -38,7 +38,7 @@ from replay.ledger.lacks import lacks
 from replay.ledger.load import Ledger, read_for_replay
 from replay.ledger.mirror import open_mirror
 from replay.ledger.spans import Extent, Spans, cuts_ms, extent
-from replay.measuring import Measuring, Order
+from replay.measuring import Measuring, Order, sight
 from replay.reproduction import recorded_settings
 from replay.settings import Settings
 from replay.slicing.reach import remembered_ms
@@ -208,6 +208,8 @@ class _Pieces:
     ) -> None:
         """`concerned` are the settings to replay under, and those under which decisions are reproduced."""
         self._known, self._settings, self._policy = known, concerned[0], policy
+        mine = _processes(concerned[0])
+        self._others = list({_processes(one): one for one in concerned if _processes(one) != mine}.values())
         self._cuts_ms: list[int | None] = [*cuts_ms, None]
         remembered = max(remembered_ms(one) + one.longest_window_ms for one in concerned)  # an audit looks further
         self._reach_ms = remembered + 2 * known.longest_ms + known.oldest_evidence_ms + _CLOCKS_MS
@@ -253,7 +255,8 @@ class _Pieces:
         self._check_visibility(part, measuring, first_ms)
         self._take_note(part)
         if self._until_ms is not None:
-            self._kept = kept_rows(measuring, self._until_ms - self._reach_ms, self._until_ms)
+            told_apart = [measuring, *(Measuring(part.axis, one, measuring) for one in self._others)]
+            self._kept = kept_rows(told_apart, self._until_ms - self._reach_ms, self._until_ms)
 
     def require_all_found(self) -> None:
         """Refuse the whole result if a call has its namesake in another piece, or an attempt its call."""
@@ -314,6 +317,11 @@ class _Pieces:
         lone = part.attempts[axis.attempts.call[part.attempts] < 0]
         self._called.append(_hashes(calls["usage_event_id"]))
         self._unmatched.append(_hashes(rows.attempts["request_id"][lone]))
+
+
+def _processes(settings: Settings) -> tuple[object, ...]:
+    """Return all that the settings say of which process decided, and of who saw what."""
+    return settings.replicas, settings.restarts, settings.seed, sight(settings)
 
 
 class _Proofs:
