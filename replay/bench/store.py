@@ -37,6 +37,9 @@ ROUNDS = 9
 SLOW_MS = 20.0
 """From here on a memo of the stamps pays."""
 
+_FAR = 1_000
+"""Two points of a noisy clock say nothing of volumes so many times as large."""
+
 _ATTEMPTS = """
     INSERT INTO route_observations ({id} ts, provider_id, model_family, served_by, ok, latency_ms, tools_requested,
         tool_calls_emitted, started_at, request_id, attempt, candidate_attempt, replica, replica_seq)
@@ -251,7 +254,8 @@ def _reading_ms(url: str, settings: Settings, now_ms: int) -> float:
 def crossing_volume(volumes: Sequence[int], times_ms: Sequence[float], limit_ms: float) -> float:
     """Return the volume at which the time passes a limit, on the line through two measured points in logarithms.
 
-    Beyond the largest volume measured, the last two points are extended; a limit that the smallest passes gives it.
+    Beyond the largest volume measured, the last two points are extended, but not without bounds: a limit that
+    lies a thousand times further is as good as infinity. A limit that the smallest passes gives it.
 
     >>> round(crossing_volume([100, 10_000], [1.0, 100.0], 20.0))
     2000
@@ -262,7 +266,8 @@ def crossing_volume(volumes: Sequence[int], times_ms: Sequence[float], limit_ms:
     upper = next((place for place in range(1, last) if times_ms[place] >= limit_ms), last)
     x0, x1 = math.log(volumes[upper - 1]), math.log(volumes[upper])
     y0, y1 = math.log(times_ms[upper - 1]), math.log(times_ms[upper])
-    return math.exp(x0 + (x1 - x0) * (math.log(limit_ms) - y0) / (y1 - y0)) if y1 > y0 else math.inf
+    crossing = x0 + (x1 - x0) * (math.log(limit_ms) - y0) / (y1 - y0) if y1 > y0 else math.inf
+    return math.exp(crossing) if crossing <= x1 + math.log(_FAR) else math.inf
 
 
 def _window(window_ms: int) -> Settings:

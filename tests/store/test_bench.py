@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from replay.bench.store import bench_store
+from replay.bench.store import bench_store, crossing_volume
 
 
 @pytest.mark.slow
@@ -25,3 +26,14 @@ def test_the_store_benchmark_gives_its_figures(postgres_url: str, ask: Callable[
     assert {"the store, committed", "derive all stamps, 1,000 attempts in the window, DuckDB"} <= set(names)
     assert said[-1][1] == said[-1][2]
     assert ask(schemas) == before
+
+
+FLAT = ([7.67, 7.68], [7.68, 7.67], [7.5, 7.5])
+
+
+@pytest.mark.parametrize(
+    ("times_ms", "crossing"), [*((flat, math.inf) for flat in FLAT), ([30.0, 40.0], 100), ([10.0, 20.0], 1_000)]
+)
+def test_two_like_times_tell_of_no_crossing(times_ms: list[float], crossing: float) -> None:
+    """A line that hardly rises, or falls, reaches no limit; one that begins above it, at once."""
+    assert crossing_volume((100, 1_000), times_ms, 20.0) == pytest.approx(crossing)
