@@ -93,11 +93,6 @@ class Texts:
             return Texts(np.maximum(self.codes, 0), self.values)
         return Texts(self.codes + np.int32(1), ["", *self.values])
 
-    def take(self, rows: Ints) -> pl.Series:
-        """Return the texts of some rows as a column."""
-        codes = self.codes[rows]
-        return pl.Series(self.values, dtype=pl.String).gather(pl.Series(codes).replace(-1, None))
-
 
 @dataclass(frozen=True)
 class Attempts:
