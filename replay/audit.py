@@ -1,28 +1,25 @@
 """The audit of every run: production's own SQL, unedited, on exactly the rows that a decision could see.
 
-What was visible is known in two ways, by the engine's keys and by the views of `replay.shadow`; they check each other.
+What was visible is known in two ways, by the engine's keys and by the view of `replay.crowd`; they check each other.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from itertools import count
 from typing import Any
 
 import numpy as np
+import polars as pl
 
+from replay.crowd import Crowd
 from replay.estimators import ToolsWindow, Window
-from replay.measuring import Measuring, Stamps
+from replay.measuring import Measuring
 from replay.settings import PRODUCTION_NOW, Measure, Settings, Tools
-from replay.shadow import Shadow
-from replay.timeline import Floats, Ints, Timeline
+from replay.timeline import Ints
 
 EVERY_DECISION_UP_TO = 2_000
 SAMPLE = 500
-CONNECTIONS = 2
 
 Say = Callable[[int, int], None]
 MEAN_TOLERANCE = 1e-9
@@ -30,10 +27,15 @@ MEAN_TOLERANCE = 1e-9
 FLIPS_SHARE, EMPTY_SHARE = 0.3, 0.1
 """How much of a sample may be contested decisions, and decisions with nothing in any window."""
 
-_Values = tuple[Any, ...]
-"""What is known of a route at a decision, in this order, and what that is without any attempt."""
-_NAMES = ("count", "rate", "latency_count", "mean", "latency_ms", "capable")
-_NOTHING: _Values = (0, None, 0, None, None, True)
+_NEUTRAL: dict[str, Any] = {
+    "count": 0,
+    "rate": None,
+    "latency_count": 0,
+    "mean": None,
+    "latency_ms": None,
+    "capable": True,
+}
+"""What is compared of each route at each decision, and what that is without any attempt."""
 
 
 @dataclass
@@ -112,57 +114,109 @@ def audit(
     if len(usable) == 0 or len(routes) == 0:
         return result
     chosen = _sample(checked, usable, list(flips), sample, all_up_to)
-    asked = checked.at_calls(np.repeat(chosen, len(routes)), np.tile(routes, len(chosen)))
-    stamps = checked.answer(asked)
     # Twice the longest window, so that a query that reads too far back is seen to.
-    with Shadow(checked, (chosen, 2 * checked.settings.longest_window_ms)) as shadow:
-        for call, engine, said in zip(
-            chosen.tolist(), _stamped(checked, routes, stamps), _said(shadow, chosen, say), strict=True
-        ):
-            _check(result, checked, call, engine, said)
-    result.decisions = len(chosen)
+    with Crowd(checked, chosen, 2 * checked.settings.longest_window_ms) as crowd:
+        for batch in crowd.batches():
+            say(result.decisions, len(chosen))
+            both = _side_by_side(_stamped(checked, batch, routes), _said(crowd))
+            result.decisions += len(batch)
+            result.comparisons += both.height * len(_NEUTRAL)
+            result.mismatches += _mismatches(both, timeline.calls.id[batch].tolist())
     return result
 
 
-def _stamped(checked: Measuring, routes: Ints, stamps: Stamps) -> Iterator[dict[str, _Values]]:
-    """Yield what the engine stamped at each decision, per route key."""
-    keys = [checked.timeline.routes[route] for route in routes.tolist()]
-    columns = (
-        stamps.count.tolist(),
-        _known(stamps.reliability),
-        stamps.latency_count.tolist(),
-        _known(stamps.latency_ms),
-        _known(stamps.stamped_latency_ms),
-        stamps.capable.tolist(),
+def _stamped(checked: Measuring, calls: list[int], routes: Ints) -> pl.DataFrame:
+    """Return what the engine stamped at each decision, for each route; decisions are numbered by their places."""
+    which, each = np.repeat(np.arange(len(calls)), len(routes)), np.tile(routes, len(calls))
+    stamps = checked.answer(checked.at_calls(np.array(calls, dtype=np.int64)[which], each))
+    return pl.DataFrame(
+        {
+            "number": which,
+            "route": pl.Series([checked.timeline.routes[route] for route in routes.tolist()] * len(calls)),
+            "count": stamps.count,
+            "rate": stamps.reliability,
+            "latency_count": stamps.latency_count,
+            "mean": stamps.latency_ms,
+            "latency_ms": stamps.stamped_latency_ms,
+            "capable": stamps.capable,
+        }
+    ).with_columns(_known("rate"), _known("mean"), _known("latency_ms"))
+
+
+def _said(crowd: Crowd) -> pl.DataFrame:
+    """Return what production's queries say to each of the crowd, per route, where they say anything."""
+    settings = crowd.measuring.settings
+    reliability, latency, tools = settings.reliability, settings.latency, settings.tools
+    assert isinstance(reliability.rule, Window)
+    assert isinstance(latency.rule, Window)
+    assert isinstance(tools.rule, ToolsWindow)
+
+    def stats(measure: Measure, window_ms: int) -> pl.DataFrame:
+        return crowd.ask("route_stats", measure.exclude_kinds, since_ms=-window_ms, until_ms=crowd.until_ms)
+
+    counted = timed = stats(reliability, reliability.rule.window_ms)
+    if (latency.rule, latency.exclude_kinds) != (reliability.rule, reliability.exclude_kinds):
+        timed = stats(latency, latency.rule.window_ms)
+    silent = crowd.ask(
+        "tool_incapable_routes",
+        failed=tools.failed == "excluded",
+        since_ms=-tools.rule.window_ms,
+        until_ms=crowd.until_ms,
+        min_samples=tools.rule.min_samples,
     )
-    values = list(zip(*columns, strict=True))
-    for first in range(0, len(values), len(keys)):
-        yield dict(zip(keys, values[first : first + len(keys)], strict=True))
+    timed = timed.select(*_EACH, "latency_count", "latency_ms", mean="latency_mean_ms")
+    found = counted.select(*_EACH, "count", rate="success_rate")
+    found = found.join(timed, on=_EACH, how="full", coalesce=True)
+    return found.join(silent.select(*_EACH, capable=False), on=_EACH, how="full", coalesce=True).with_columns(
+        _known("mean")
+    )
 
 
-def _said(shadow: Shadow, calls: Ints, say: Say) -> Iterator[dict[str, _Values]]:
-    """Yield what production's queries say at each decision; two connections answer, each its half of them."""
-    halves = [half for half in np.array_split(calls, CONNECTIONS) if len(half)]
-    shadows = [shadow, *(shadow.twin() for _ in halves[1:])]
-    done = count()
-
-    def ask(which: int) -> list[dict[str, _Values]]:
-        answers = []
-        for call in halves[which].tolist():
-            say(next(done), len(calls))
-            answers.append(_production(shadows[which], call))
-        return answers
-
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        for answers in pool.map(ask, range(len(halves))):
-            yield from answers
+_EACH = ["number", "route"]
 
 
-def _known(values: Floats) -> list[float | None]:
-    known: list[float | None] = values.tolist()
-    for place in np.flatnonzero(~np.isfinite(values)).tolist():
-        known[place] = None
-    return known
+def _known(name: str) -> pl.Expr:
+    """Return a column with null where it is no finite number."""
+    return pl.when(pl.col(name).is_finite()).then(name).alias(name)
+
+
+def _side_by_side(engine: pl.DataFrame, production: pl.DataFrame) -> pl.DataFrame:
+    """Return a row for each decision and route of either: the engine's values, and production's named `their_…`."""
+    theirs = production.rename({name: f"their_{name}" for name in _NEUTRAL})
+    both = engine.join(theirs, on=_EACH, how="full", coalesce=True).sort(_EACH)
+    neutral = {name: value for name, value in _NEUTRAL.items() if value is not None}
+    return both.with_columns(
+        pl.col(prefix + name).fill_null(value) for name, value in neutral.items() for prefix in ("", "their_")
+    )
+
+
+def _mismatches(both: pl.DataFrame, calls: list[int]) -> list[str]:
+    """Return a sentence for each value that does not agree; `calls` are the ids of the decisions."""
+    wrong = both.filter(~pl.all_horizontal(_AGREE.values()))
+    agreed = wrong.select(**_AGREE)
+    return [
+        f"call {calls[row['number']]}, route {row['route']}: {name} is {row[name]} in the engine, "
+        f"{row[f'their_{name}']} in production's SQL"
+        for row, agrees in zip(wrong.iter_rows(named=True), agreed.iter_rows(named=True), strict=True)
+        for name in _NEUTRAL
+        if not agrees[name]
+    ]
+
+
+def _same(name: str) -> pl.Expr:
+    return pl.col(name).eq_missing(pl.col(f"their_{name}"))
+
+
+_MEAN, _THEIR_MEAN, _BORDER = pl.col("mean"), pl.col("their_mean"), pl.col("mean").floor() + 0.5
+_BOTH_ROUNDED = pl.col("latency_ms").is_not_null() & pl.col("their_latency_ms").is_not_null()
+_LARGER = pl.max_horizontal(_MEAN.abs(), _THEIR_MEAN.abs())
+_NEAR = ((_MEAN - _THEIR_MEAN).abs() <= MEAN_TOLERANCE * _LARGER).fill_null(value=False)
+_ON_BORDER = ((_MEAN - _BORDER).abs() <= MEAN_TOLERANCE * pl.max_horizontal(_MEAN.abs(), 1.0)).fill_null(value=False)
+_AGREE: dict[str, pl.Expr] = {name: _same(name) for name in _NEUTRAL} | {
+    "mean": _same("mean") | _NEAR,
+    "latency_ms": _same("latency_ms") | (_BOTH_ROUNDED & _ON_BORDER),
+}
+"""Counts, verdicts and rates agree exactly; means to 1e-9; the integer exactly unless the mean is next to a half."""
 
 
 def _sample(measuring: Measuring, calls: Ints, flips: list[int], sample: int, all_up_to: int) -> Ints:
@@ -190,68 +244,3 @@ def _evenly(values: Ints, count: int) -> list[int]:
         return [int(value) for value in values]
     places = np.linspace(0, len(values) - 1, count).round().astype(np.int64)
     return [int(values[place]) for place in places]
-
-
-def _production(shadow: Shadow, call: int) -> dict[str, _Values]:
-    """Return what production's queries say at a decision, per route key."""
-    settings, evidence_ms = shadow.measuring.settings, int(shadow.measuring.evidence_ms[call])
-    until_ms = shadow.see_call(call)
-    reliability, latency, tools = settings.reliability, settings.latency, settings.tools
-    assert isinstance(reliability.rule, Window)
-    assert isinstance(latency.rule, Window)
-    assert isinstance(tools.rule, ToolsWindow)
-
-    def stats(measure: Measure, window_ms: int) -> list[tuple[Any, ...]]:
-        seen = shadow.without(measure.exclude_kinds)
-        return seen.rows("route_stats", since_ms=evidence_ms - window_ms, until_ms=until_ms)
-
-    counted = timed = stats(reliability, reliability.rule.window_ms)
-    if (latency.rule, latency.exclude_kinds) != (reliability.rule, reliability.exclude_kinds):
-        timed = stats(latency, latency.rule.window_ms)
-    seen, since_ms = shadow.without(failed=tools.failed == "excluded"), evidence_ms - tools.rule.window_ms
-    least = tools.rule.min_samples
-    silent = seen.rows("tool_incapable_routes", since_ms=since_ms, until_ms=until_ms, min_samples=least)
-
-    said = {"|".join(row[:3]): (row[6], row[3], *_NOTHING[2:]) for row in counted}
-    for row in timed:
-        key = "|".join(row[:3])
-        said[key] = (*said.get(key, _NOTHING)[:2], row[8], _finite(row[4]), row[5], True)
-    for row in silent:
-        key = "|".join(row[:3])
-        said[key] = (*said.get(key, _NOTHING)[:5], False)
-    return said
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _check(
-    result: Audit, measuring: Measuring, call: int, engine: dict[str, _Values], said: dict[str, _Values]
-) -> None:
-    """Counts, verdicts and rates exactly; means to 1e-9; the integer exactly unless the mean is next to a half."""
-    timeline: Timeline = measuring.timeline
-    for route in sorted({*engine, *said}):
-        ours, theirs = engine.get(route, _NOTHING), said.get(route, _NOTHING)
-        result.comparisons += len(_NAMES)
-        if ours == theirs:
-            continue
-        for name, left, right in zip(_NAMES, ours, theirs, strict=True):
-            if not _agree(name, left, right, ours[_NAMES.index("mean")]):
-                result.mismatches.append(
-                    f"call {timeline.calls.id[call]}, route {route}: {name} is {left} in the engine, "
-                    f"{right} in production's SQL"
-                )
-
-
-def _agree(name: str, left: Any, right: Any, mean: float | None) -> bool:
-    """Say whether two values of that name are the same, the engine's `mean` being what was rounded."""
-    if left == right:
-        return True
-    if left is None or right is None:
-        return False
-    if name == "mean":
-        return bool(abs(left - right) <= MEAN_TOLERANCE * max(abs(left), abs(right)))
-    if name == "latency_ms":
-        return mean is not None and abs(mean - math.floor(mean) - 0.5) <= MEAN_TOLERANCE * max(1.0, abs(mean))
-    return False

@@ -34,7 +34,7 @@ from replay.engine import Core, Full, Part, Progress, Replaying, Run, Sink
 from replay.errors import ReplayError
 from replay.gaps import Numbering
 from replay.keeping import kept_rows
-from replay.ledger.lacks import lacks
+from replay.ledger.lacks import count
 from replay.ledger.load import Ledger, read_for_replay
 from replay.ledger.mirror import open_mirror
 from replay.ledger.spans import Extent, Spans, cuts_ms, extent
@@ -163,7 +163,7 @@ def replay_in_pieces(
         recorded = recorded_settings(spans.small["settings"])
         concerned = [settings, *(one for identity, one in recorded.items() if (identity,) in used)]
         pieces = _Pieces(known, spans.cuts_ms, concerned, policy)
-        inferred = beside.submit(lacks, connection.cursor())
+        counting = beside.submit(count, connection.cursor())
         with Behind() as behind, _Proofs() as proofs:
             for number, (first_ms, rows) in enumerate(_one_ahead(iter(spans)), start=1):
                 tell = _in_piece(say, number, len(spans.cuts_ms) + 1)
@@ -173,8 +173,9 @@ def replay_in_pieces(
                 pieces.go_on(part, replaying.measured[0], first_ms)
                 proofs.add(replaying)
             run = proofs.together()
-        pieces.require_all_found()
-        return MirrorRun(run, spans.identity, inferred.result(), number)
+        counted = counting.result()
+        counted.orphans = pieces.require_all_found()
+        return MirrorRun(run, spans.identity, counted.sentences(), number)
 
 
 def _any_known_policy(connection: duckdb.DuckDBPyConnection) -> bool:
@@ -258,13 +259,18 @@ class _Pieces:
             told_apart = [measuring, *(Measuring(part.axis, one, measuring) for one in self._others)]
             self._kept = kept_rows(told_apart, self._until_ms - self._reach_ms, self._until_ms)
 
-    def require_all_found(self) -> None:
-        """Refuse the whole result if a call has its namesake in another piece, or an attempt its call."""
+    def require_all_found(self) -> int:
+        """Refuse the whole result if a call has its namesake in another piece, or an attempt its call.
+
+        Returns how many attempts name a call that is nowhere.
+        """
         called = np.sort(np.concatenate(self._called))
         if (called[1:] == called[:-1]).any():
             raise NotInPiecesError("several calls have the same id")
-        if np.isin(np.concatenate(self._unmatched), called).any():
+        lone = np.concatenate(self._unmatched)
+        if (np.searchsorted(called, lone, side="left") < np.searchsorted(called, lone, side="right")).any():
             raise NotInPiecesError("an attempt lies far from its call")
+        return len(lone)
 
     def _offers(self, offers: pl.DataFrame) -> pl.DataFrame:
         """Leave out offers that no decision of the piece can meet, unless other prices may be asked for."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import duckdb
 
 _CALLS = """SELECT count(*) AS calls,
@@ -33,10 +35,34 @@ _ATTEMPTS = """SELECT count(*) AS attempts,
     count(*) FILTER (WHERE latency_ms > 0 AND latency_ms % 1000 = 0) AS whole_seconds,
     count(*) FILTER (WHERE tools_requested IS NULL) AS tools,
     count(*) FILTER (WHERE replica IS NULL OR replica_seq IS NULL) AS replica,
-    count(*) FILTER (WHERE txid IS NULL) AS txid,
-    count(*) FILTER (WHERE request_id IS NOT NULL AND request_id NOT IN
-        (SELECT usage_event_id FROM calls WHERE usage_event_id IS NOT NULL)) AS orphan
+    count(*) FILTER (WHERE txid IS NULL) AS txid
     FROM route_observations"""
+
+_ORPHANS = """SELECT count(*) AS orphan FROM route_observations WHERE request_id IS NOT NULL
+    AND request_id NOT IN (SELECT usage_event_id FROM calls WHERE usage_event_id IS NOT NULL)"""
+
+Counts = dict[str, int]
+
+
+@dataclass
+class Counted:
+    """What was counted in a mirror, by table, and what its pulls left open.
+
+    `orphans`: attempts whose request is no call's. Matching them takes long, and who reads the ledger finds them too.
+    """
+
+    calls: Counts
+    attempts: Counts
+    offers: int
+    prices: int
+    of_pulls: list[str]
+    orphans: int = 0
+
+    def sentences(self) -> list[str]:
+        """Return what `lacks` does."""
+        attempts = self.attempts | {"orphan": self.orphans}
+        found = [*_of_calls(self.calls), *_of_attempts(attempts, self.calls["calls"])]
+        return [*found, *_of_offers(self.offers, self.prices), *self.of_pulls]
 
 
 def lacks(connection: duckdb.DuckDBPyConnection) -> list[str]:
@@ -44,14 +70,23 @@ def lacks(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
     An empty list means that every decision can be replayed from what was recorded.
     """
-    calls, attempts = _counts(connection, _CALLS), _counts(connection, _ATTEMPTS)
-    offers = _counts(connection, "SELECT count(*) AS n FROM offer_history")["n"]
-    prices = _counts(connection, "SELECT count(*) AS n FROM provider_prices")["n"]
-    found = [*_of_calls(calls), *_of_attempts(attempts, calls["calls"]), *_of_offers(offers, prices)]
-    return [*found, *_of_pulls(connection)]
+    counted = count(connection)
+    counted.orphans = _counts(connection, _ORPHANS)["orphan"]
+    return counted.sentences()
 
 
-def _counts(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, int]:
+def count(connection: duckdb.DuckDBPyConnection) -> Counted:
+    """Count all that a replay has to infer or cannot know, but for the orphans."""
+    return Counted(
+        calls=_counts(connection, _CALLS),
+        attempts=_counts(connection, _ATTEMPTS),
+        offers=_counts(connection, "SELECT count(*) AS n FROM offer_history")["n"],
+        prices=_counts(connection, "SELECT count(*) AS n FROM provider_prices")["n"],
+        of_pulls=_of_pulls(connection),
+    )
+
+
+def _counts(connection: duckdb.DuckDBPyConnection, query: str) -> Counts:
     cursor = connection.execute(query)
     names = [column[0] for column in cursor.description or []]
     row = cursor.fetchone()
@@ -66,7 +101,7 @@ def _said(findings: list[tuple[int, int, str]]) -> list[str]:
     ]
 
 
-def _of_calls(n: dict[str, int]) -> list[str]:
+def _of_calls(n: Counts) -> list[str]:
     total = n["calls"]
     if total == 0:
         return ["no calls: attempts alone tell how routes did, but no decision can be replayed"]
@@ -105,7 +140,7 @@ def _of_calls(n: dict[str, int]) -> list[str]:
     return said
 
 
-def _of_attempts(n: dict[str, int], calls: int) -> list[str]:
+def _of_attempts(n: Counts, calls: int) -> list[str]:
     total = n["attempts"]
     if total == 0:
         return ["no attempts: nothing can be measured, so no route is ever stamped"]

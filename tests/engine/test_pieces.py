@@ -18,6 +18,7 @@ from replay.engine import Run
 from replay.errors import ReplayError
 from replay.estimators import Quantile, ToolsWindow, Wilson, Window
 from replay.ledger.folder import fill, frames
+from replay.ledger.lacks import lacks
 from replay.ledger.load import Ledger, load_ledger
 from replay.ledger.memory import MemoryLedger
 from replay.ledger.mirror import open_mirror
@@ -285,6 +286,18 @@ def test_what_pieces_cannot_do_is_done_whole(long_world: Ledger, mirror: Callabl
     assert why in found.whole
     assert decisions.equals(whole.decisions)
     assert predictions.equals(whole.predictions)
+
+
+def test_what_has_to_be_inferred_is_said_alike(long_world: Ledger, mirror: Callable[[Ledger], Path]) -> None:
+    """Attempts that name a call which is nowhere are counted while the pieces are read, not by a query."""
+    some = pl.col("request_id").is_in(["c7", "c100", "c101", "c480"])
+    torn = other(long_world, "attempts", request_id=pl.when(some).then(pl.lit("nobody's")).otherwise("request_id"))
+    count, path = len(long_world.attempts.filter(some)), mirror(torn)
+    found = replay_mirror(path, [SHORT], Rows(), calls_per_piece=A_PIECE)
+    assert found.pieces > 1
+    assert f"{count} of {len(torn.attempts):,} attempts name a call that is not in the ledger" in found.inferred
+    with open_mirror(path) as connection:
+        assert found.inferred == lacks(connection)
 
 
 def test_what_was_written_in_pieces_gives_way_to_the_whole(

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from replay import audit as audit_room
 from replay import engine, timeline
 from replay.audit import Audit, audit, audited
+from replay.crowd import Crowd
 from replay.engine import Run
 from replay.ledger.load import Ledger
 from replay.measuring import Measuring, Questions, Stamps
@@ -197,13 +199,50 @@ def test_the_audit_catches_a_wrong_engine(edges: timeline.Timeline, wrong: type[
     assert not found.passed
 
 
-def test_only_an_integer_next_to_a_half_is_excused() -> None:
-    """The stamped integer must match exactly, unless the mean is within 1e-9 of a half; a missing one never."""
-    assert audit_room._agree("latency_ms", 2.0, 3.0, mean=2.5)
-    assert not audit_room._agree("latency_ms", 2.0, 3.0, mean=2.4999)
-    assert not audit_room._agree("mean", None, 1.0, mean=None)
-    assert not audit_room._agree("rate", 0.1 + 0.2, 0.3, mean=None)
-    assert audit_room._agree("mean", 1.0, 1.0 + 1e-10, mean=1.0)
+def found_wrong(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
+    """Return which values of one route at one decision are mismatches; what is not given is neutral."""
+    where = {"number": [0], "route": ["a|b|"]}
+    engine, production = (
+        pl.DataFrame(where | {name: [value] for name, value in (audit_room._NEUTRAL | one).items()}, schema=_SIDE)
+        for one in (ours, theirs)
+    )
+    sentences = audit_room._mismatches(audit_room._side_by_side(engine, production), [7])
+    assert all(sentence.startswith("call 7, route a|b|: ") for sentence in sentences)
+    return {sentence.split(": ")[1].split(" is ")[0] for sentence in sentences}
+
+
+_SIDE = {"number": pl.Int64, "route": pl.String, "count": pl.Int64, "rate": pl.Float64, "latency_count": pl.Int64}
+_SIDE |= {"mean": pl.Float64, "latency_ms": pl.Float64, "capable": pl.Boolean}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "wrong"),
+    [
+        ({"mean": 2.5, "latency_ms": 2.0}, {"mean": 2.5, "latency_ms": 3.0}, set()),
+        ({"mean": 2.4999, "latency_ms": 2.0}, {"mean": 2.4999, "latency_ms": 3.0}, {"latency_ms"}),
+        ({"mean": 2.5, "latency_ms": 2.0}, {"mean": 2.5}, {"latency_ms"}),
+        ({"mean": None}, {"mean": 1.0}, {"mean"}),
+        ({"mean": 1.0}, {"mean": 1.0 + 1e-10}, set()),
+        ({"mean": 1.0}, {"mean": 1.0 + 1e-8}, {"mean"}),
+        ({"rate": 0.1 + 0.2}, {"rate": 0.3}, {"rate"}),
+        ({"rate": None}, {"rate": 0.3}, {"rate"}),
+        ({"count": 3, "latency_count": 2}, {"count": 2, "latency_count": 3}, {"count", "latency_count"}),
+        ({"capable": True}, {"capable": False}, {"capable"}),
+    ],
+)
+def test_what_is_a_mismatch(ours: dict[str, Any], theirs: dict[str, Any], wrong: set[str]) -> None:
+    """All is exact but means, to 1e-9; an integer may differ where the mean is within that of a half, not lack."""
+    assert found_wrong(ours, theirs) == wrong
+
+
+def test_a_route_that_only_one_side_knows_is_compared_with_nothing() -> None:
+    """No attempts and capable: whoever says otherwise of a route unknown to the other is a mismatch."""
+    engine, production = (
+        pl.DataFrame({"number": 0, "route": route} | audit_room._NEUTRAL | {"count": count}, schema=_SIDE)
+        for route, count in (("known", 0), ("other", 1))
+    )
+    both = audit_room._side_by_side(engine, production)
+    assert audit_room._mismatches(both, [7]) == ["call 7, route other: count is 0 in the engine, 1 in production's SQL"]
 
 
 def test_a_preset_without_queries_is_audited_on_what_it_saw() -> None:
@@ -256,17 +295,18 @@ def test_a_failed_reading_is_never_audited_even_where_it_flips(small_world: Ledg
     assert result.decisions == pytest.approx(60, abs=10)
 
 
-def test_a_plan_made_once_serves_every_decision(small_world: Ledger) -> None:
-    """A shadow around some calls plans a query once and loads by parts; one of the whole ledger plans it each time."""
+def test_a_crowd_is_told_what_each_is_told_alone(small_world: Ledger) -> None:
+    """Production's query over many decisions at once says of each what it says where it alone is shown the ledger."""
     measuring = Measuring(timeline.build(small_world), PRODUCTION_NOW)
     chosen = np.arange(0, 150, 7, dtype=np.int64)
-    with Shadow(measuring) as whole, Shadow(measuring, (chosen, 3_600_000)) as parts:
-        for call in [*chosen.tolist(), 0]:
-            since_ms = int(measuring.evidence_ms[call]) - 900_000
-            asked = {"since_ms": since_ms, "until_ms": whole.see_call(call)}
-            assert parts.see_call(call) == asked["until_ms"]
-            counts = [[(*row[:3], row[6]) for row in one.rows("route_stats", **asked)] for one in (whole, parts)]
-            assert counts[0] == counts[1]
+    with Shadow(measuring) as shadow, Crowd(measuring, chosen, 3_600_000) as crowd:
+        (batch,) = crowd.batches()
+        said = crowd.ask("route_stats", since_ms=-900_000, until_ms=crowd.until_ms)
+        assert batch == chosen.tolist()
+        for number, call in enumerate(batch):
+            until_ms = shadow.see_call(call)
+            alone = shadow.frame("route_stats", since_ms=int(measuring.evidence_ms[call]) - 900_000, until_ms=until_ms)
+            assert_frame_equal(said.filter(number=number).select(alone.columns), alone, abs_tol=0, rel_tol=1e-12)
 
 
 def test_a_part_of_a_ledger_has_its_share_of_the_sample(small_world: Ledger) -> None:
