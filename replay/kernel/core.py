@@ -108,7 +108,7 @@ class CompiledCore:
         self, calls: Ints, order: Ints, asked: Asked, measures: Measures, world: World, stamped: Stamped
     ) -> Iterator[Block]:
         """Run the pass step by step; a block is handed out once all its calls are decided, whatever their order."""
-        work: Work = new_work(world.population.widest, world.code, len(world.asking.request))
+        work: Work = new_work(world.population, world.code, len(world.asking.request))
         reasons = [reason for reason, _ in sorted(self.requests.names.reasons.items(), key=lambda pair: pair[1])]
         patterns, versions = new_patterns(len(reasons)), np.zeros(2, dtype=np.int64)
         known: list[str] = []

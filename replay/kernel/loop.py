@@ -217,13 +217,15 @@ def decide(
             asked.health[call],
             int(one.hot),
         )
-        row = int(one.request % len(work.entry))
+        row = int(one.request & (len(work.entry) - 1))
         if rank(row, segment, versions, one.seed, world, stamped, work, at):
             pattern = _rejects(row, work, patterns, at)
             if pattern < 0:
                 work.entry[row].segment = 0  # decide it anew, with room in the table
                 return -position - 3
             work.entry[row].pattern = pattern
+        if work.met[0] != segment:
+            _meet(segment, world, work, at)
         _note(row, number - base, asked.actual[call], world, stamped, work, found, at)
     return int(end)
 
@@ -317,7 +319,7 @@ def _note(
         if not world.disabled[at.health, place[at.first + ranked[k]].dense]:
             decided.chosen, decided.best = ranked[k], work.score[row, k]
             break
-    here, rank_here = _recorded(row, actual, world, work, at)
+    here, rank_here = _recorded(row, actual, work)
     decided.out = 0
     for shown in range(SHOWN + 1):
         which = here if shown == SHOWN else (int(ranked[shown]) if shown < entry.length else -1)
@@ -342,17 +344,27 @@ def _note(
 
 
 @inlined
-def _recorded(row: int, actual: int, world: World, work: Work, at: Moment) -> tuple[int, int]:
+def _recorded(row: int, actual: int, work: Work) -> tuple[int, int]:
     """Return the recorded route's place, a ranked one if there is, and its rank; -1: none."""
-    here, rank_here = -1, -1
-    if actual < 0:
-        return here, rank_here
-    for k in range(at.width):
-        if world.population.route[at.first + k] != actual:
-            continue
-        if here < 0:
-            here = k
-        for place in range(work.entry[row].length):
-            if work.ranked[row, place] == k:
-                return k, int(place)
-    return here, rank_here
+    if actual < 0 or actual >= len(work.first):
+        return -1, -1
+    k = work.first[actual]
+    while k >= 0:
+        rank_here = work.rank[row, k]  # of an earlier plan, if it is not in this one
+        if rank_here < work.entry[row].length and work.ranked[row, rank_here] == k:
+            return int(k), int(rank_here)
+        k = work.next[k]
+    return int(work.first[actual]), -1
+
+
+@inlined
+def _meet(segment: int, world: World, work: Work, at: Moment) -> None:
+    """Find the places of every route in a segment."""
+    start, route = world.population.start, world.population.route
+    if work.met[0] >= 0:
+        for place in range(start[work.met[0]], start[work.met[0] + 1]):
+            work.first[route[place]] = -1
+    for k in range(at.width - 1, -1, -1):
+        its = route[at.first + k]
+        work.next[k], work.first[its] = work.first[its], k
+    work.met[0] = segment

@@ -26,6 +26,8 @@ A comparison of a measurement with a bound changes only when the measurement cro
 """
 
 MEASURED = RATE | LATENCY
+CROSSED = RATE_CROSSED | LATENCY_CROSSED
+ANYTHING = MEASURED | HEALTH | TOOLS | HOT | CROSSED
 
 # Where a field's values come from.
 COLUMN, FROM_RATE, FROM_LATENCY, FROM_OPEN, FROM_DISABLED, FROM_CREDITS, FROM_HOT = range(7)

@@ -12,6 +12,7 @@ import numpy as np
 from replay.core.signature import MAX_DEPTH
 from replay.kernel import program as p
 from replay.kernel.compiled import inlined
+from replay.kernel.population import Population
 from replay.kernel.program import Code, Records
 from replay.kernel.requests import NOT_ASKED
 from replay.kernel.truth import Bools, Floats, Ints, Moment, Numbers, Stamped, World, read_measured, read_state, truth
@@ -35,7 +36,8 @@ class Work(NamedTuple):
     `entry` says what the entry stands for and what it was last decided with. Per entry and candidate: the fields that
     change, the truth of every pred, why requirements are `unmet`, the `reason` of the last decision. Per entry and
     survivor: its place, the scores of static parts, its score (`plain`) and class, and the `order`; then the plan,
-    places (`ranked`) with their `score`.
+    places (`ranked`) with their `score`, and each one's `rank`. Of the segment last met, the `first` place of every
+    route, and the `next` of the same.
     """
 
     entry: Records
@@ -50,6 +52,10 @@ class Work(NamedTuple):
     order: Numbers
     ranked: Numbers
     score: Floats
+    rank: Numbers
+    met: Ints  # (1,): the segment; -1: none yet
+    first: Numbers  # (routes,), -1: none
+    next: Numbers  # (width,), -1: none
     stack: Bools
     vector: Floats
     now: Numbers
@@ -57,9 +63,10 @@ class Work(NamedTuple):
     values: Floats
 
 
-def new_work(widest: int, code: Code, entries: int) -> Work:
-    """Allocate the workspace for segments up to `widest` candidates."""
-    rows, width = max(1, min(entries, MOST_ENTRIES)), max(1, widest)
+def new_work(population: Population, code: Code, entries: int) -> Work:
+    """Allocate the workspace for a population's segments."""
+    rows = 1 << (max(1, min(entries, MOST_ENTRIES)) - 1).bit_length()  # so that a request's is found without dividing
+    width = max(1, population.widest)
     preds = int((code.program["static"] - code.program["clause"]).max(initial=0))
     statics = int((code.program["scorer"] - code.program["static"]).max(initial=0))
 
@@ -79,6 +86,10 @@ def new_work(widest: int, code: Code, entries: int) -> Work:
         order=numbers(),
         ranked=numbers(),
         score=np.zeros((rows, width)),
+        rank=numbers(),
+        met=np.full(1, -1, dtype=np.int64),
+        first=np.full(population.route.max(initial=0) + 1, -1, dtype=np.int32),
+        next=np.zeros(width, dtype=np.int32),
         stack=np.zeros((MAX_DEPTH + 2, width), dtype=np.bool_),
         vector=np.zeros((MAX_DEPTH * 2 + 2, width)),
         now=np.zeros(width, dtype=np.int32),
@@ -98,53 +109,60 @@ def rank(
     asked = world.asking.request[at.request]
     program, entry = world.code.program[asked.program], work.entry[row]
     known = entry.segment == segment + 1 and entry.request == at.request
-    same = (
-        known
-        and entry.health == at.health
-        and entry.verdicts == versions[0]
-        and entry.crossings == versions[1]
-        and entry.hot == at.hot
-        and entry.rate_base == at.rate_base
-        and entry.latency_base == at.latency_base
-        and entry.tools_base == at.tools_base
-    )
-    _read(row, program, known, same, world, stamped, work, at)
+    changed = _changed(entry, versions, at) if known else p.ANYTHING
+    _read(row, program, known, changed, world, stamped, work, at)
     if asked.pin_provider != NOT_ASKED:
         fresh = not known
         if fresh:
             _pin(row, asked, world, work, at)
     else:
-        fresh = not same and _filter(row, program, known, world, work, at)
+        fresh = changed != 0 and _filter(row, program, known, world, work, at)
     entry.segment, entry.request, entry.health, entry.hot = segment + 1, at.request, at.health, at.hot
     entry.verdicts, entry.crossings = versions[0], versions[1]
     entry.rate_base, entry.latency_base, entry.tools_base = at.rate_base, at.latency_base, at.tools_base
-    scored = fresh or _may_differ(world.code.piece[program.scorer].needs, same)
+    scored = fresh or _may_differ(world.code.piece[program.scorer].needs, changed)
     if scored:
         _score(row, program, fresh, world, work, at)
-    if scored or _may_differ(program.order_needs, same) or program.selector == p.SAMPLE:
+    if scored or _may_differ(program.order_needs, changed) or program.selector == p.SAMPLE:
         _select(row, program, seed, world, work, at)
         _hash(row, world, work, at)
     return bool(fresh)
 
 
 @inlined
-def _may_differ(needs: int, same: bool) -> bool:
+def _changed(entry: Any, versions: Ints, at: Moment) -> int:
+    """Return what, of all that something may depend on, may differ from the entry's last decision."""
+    changed = 0
+    if entry.health != at.health:
+        changed |= p.HEALTH
+    if entry.verdicts != versions[0] or entry.tools_base != at.tools_base:
+        changed |= p.TOOLS
+    if entry.crossings != versions[1] or entry.rate_base != at.rate_base or entry.latency_base != at.latency_base:
+        changed |= p.CROSSED
+    if entry.hot != at.hot:
+        changed |= p.HOT
+    return changed
+
+
+@inlined
+def _may_differ(needs: int, changed: int) -> bool:
     """Say whether something may have changed since the entry's last decision; measurements always may."""
-    return (needs & p.MEASURED) != 0 or (needs != 0 and not same)
+    return (needs & (p.MEASURED | changed)) != 0
 
 
 @inlined
 def _read(
-    row: int, program: Any, known: bool, same: bool, world: World, stamped: Stamped, work: Work, at: Moment
+    row: int, program: Any, known: bool, changed: int, world: World, stamped: Stamped, work: Work, at: Moment
 ) -> None:
     """Bring fields and preds up to date: what may have changed since the entry's last decision, and nothing else."""
-    fields, needs = work.fields[row], program.needs
-    read_measured(fields, needs & p.MEASURED if same else needs, world.population, stamped, at)
-    if same:
+    fields = work.fields[row]
+    read_measured(fields, program.needs & (p.MEASURED | changed), world.population, stamped, at)
+    if changed == 0:
         return
-    read_state(fields, program.hot_column, world, at)
+    if (changed & (p.HEALTH | p.HOT)) != 0:
+        read_state(fields, program.hot_column, world, at)
     for piece in range(program.clause, program.static):
-        if known and world.code.piece[piece].needs == 0:
+        if known and not _may_differ(world.code.piece[piece].needs, changed):
             continue
         truth(piece, work.stack, work.unmet[row], fields, world, stamped, at)
         mask = work.mask[row, piece - program.clause]
@@ -175,9 +193,12 @@ def _filter(row: int, program: Any, known: bool, world: World, work: Work, at: M
     while clause > program.clause:  # last to first, so that the earliest failing one stays
         clause -= 1
         mask, its = work.mask[row, clause - program.clause], world.code.piece[clause].reason
-        for k in range(at.width):
-            if not mask[k]:
-                now[k] = its if its >= 0 else work.unmet[row, k]
+        if its >= 0:
+            for k in range(at.width):
+                now[k] = now[k] if mask[k] else its
+        else:
+            for k in range(at.width):
+                now[k] = now[k] if mask[k] else work.unmet[row, k]
     differ = 0
     for k in range(at.width):
         differ |= now[k] ^ reason[k]
@@ -303,15 +324,15 @@ def _select(row: int, program: Any, seed: int, world: World, work: Work, at: Mom
         for k in range(count):
             order[k] = k
     else:
-        for k in range(count):
-            rank_class[k] = 0
+        classes = program.class_lo < program.class_hi
+        if classes:
+            for k in range(count):
+                rank_class[k] = 0
         for number in range(program.class_lo, program.class_hi):
             mask = work.mask[row, world.code.class_pred[number]]
             for k in range(count):
                 rank_class[k] = 2 * rank_class[k] + (0 if mask[survivors[k]] else 1)
-        for k in range(count):
-            rank_class[k] = 2 * rank_class[k] + (1 if plain[k] != plain[k] else 0)
-        sort(order, rank_class, plain, count)
+        sort(order, rank_class, plain, count, classes)
     if program.selector == p.CHAIN:
         while count > 0 and plain[order[count - 1]] != plain[order[count - 1]]:
             count -= 1
@@ -326,30 +347,46 @@ def _select(row: int, program: Any, seed: int, world: World, work: Work, at: Mom
         else:
             _partition(ranked, score, count, work.mask[row, value], work.now, work.values)
     work.entry[row].length = count
+    for k in range(count):
+        work.rank[row, ranked[k]] = k
 
 
 @inlined
-def sort(order: Numbers, rank_class: Numbers, plain: Floats, count: int) -> None:
-    """Sort by (class, score descending, candidate order), from the last order on: usually next to nothing moves."""
+def sort(order: Numbers, rank_class: Numbers, plain: Floats, count: int, classes: bool) -> None:
+    """Sort by (class, no number last, score descending, candidate order), where there are any `classes`.
+
+    It goes on from the last order: usually next to nothing moves, which a look at the one before tells.
+    """
+    if count == 0:
+        return
+    last = order[0]
+    last_score = plain[last]
     for k in range(1, count):
         mine = order[k]
-        mine_class, mine_score = rank_class[mine], plain[mine]
+        mine_score = plain[mine]
+        if last_score > mine_score and (not classes or rank_class[last] == rank_class[mine]):
+            last, last_score = mine, mine_score
+            continue
         place = k
-        while place > 0:
-            other = order[place - 1]
-            if rank_class[other] != mine_class:
-                before = rank_class[other] < mine_class
-            elif plain[other] > mine_score:
-                before = True
-            elif plain[other] < mine_score:
-                before = False
-            else:  # equal, or both no numbers
-                before = other < mine
-            if before:
-                break
-            order[place] = other
+        while place > 0 and not _before(order[place - 1], mine, rank_class, plain, classes):
+            order[place] = order[place - 1]
             place -= 1
         order[place] = mine
+        last = order[k]
+        last_score = plain[last]
+
+
+@inlined
+def _before(one: int, other: int, rank_class: Numbers, plain: Floats, classes: bool) -> bool:
+    """Say whether a survivor comes before another."""
+    if classes and rank_class[one] != rank_class[other]:
+        return bool(rank_class[one] < rank_class[other])
+    its, others = plain[one], plain[other]
+    if its > others or its < others:
+        return bool(its > others)
+    if (its != its) != (others != others):
+        return bool(others != others)
+    return one < other
 
 
 @inlined

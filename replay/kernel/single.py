@@ -60,7 +60,7 @@ def plan(
     asked = Asked(
         *(zero,) * 5, np.zeros(1, dtype=np.bool_), zero, zero, zero - 1, np.zeros(1, dtype=np.int32), question
     )
-    work, found = new_work(population.widest, code, 1), new_found(1)
+    work, found = new_work(population, code, 1), new_found(1)
     patterns, versions = new_patterns(len(requests.names.reasons)), np.zeros(2, dtype=np.int64)
     decide(
         zero,
