@@ -7,35 +7,35 @@ from dataclasses import dataclass
 import duckdb
 
 _CALLS = """SELECT count(*) AS calls,
-    count(*) FILTER (WHERE decided_at IS NULL) AS undecided,
-    count(*) FILTER (WHERE decided_at IS NULL AND coalesce(latency_ms, 0) = 0) AS instantless,
-    count(*) FILTER (WHERE decided_at IS NOT NULL AND evidence_at IS NULL) AS evidence_instant,
-    count(*) FILTER (WHERE request IS NULL) AS request,
-    count(*) FILTER (WHERE policy_id IS NULL) AS policy,
-    count(*) FILTER (WHERE policy_id IS NOT NULL AND policy_id NOT IN (SELECT policy_id FROM policies)) AS policy_term,
-    count(*) FILTER (WHERE settings_id IS NULL) AS settings,
-    count(*) FILTER (WHERE settings_id IS NOT NULL AND settings_id NOT IN (SELECT settings_id FROM settings))
+    count(*) - count(decided_at) AS undecided,
+    count_if(decided_at IS NULL AND coalesce(latency_ms, 0) = 0) AS instantless,
+    count_if(decided_at IS NOT NULL AND evidence_at IS NULL) AS evidence_instant,
+    count(*) - count(request) AS request,
+    count(*) - count(policy_id) AS policy,
+    count_if(policy_id IS NOT NULL AND policy_id NOT IN (SELECT policy_id FROM policies)) AS policy_term,
+    count(*) - count(settings_id) AS settings,
+    count_if(settings_id IS NOT NULL AND settings_id NOT IN (SELECT settings_id FROM settings))
         AS settings_text,
-    count(*) FILTER (WHERE evidence_snapshot IS NULL) AS snapshot,
-    count(*) FILTER (WHERE evidence_state = 'unavailable') AS unavailable,
-    count(*) FILTER (WHERE replica IS NULL OR replica_seq IS NULL) AS replica,
-    count(*) FILTER (WHERE tokens_cached > tokens_in) AS overcached,
-    count(*) FILTER (WHERE cost_usd IS NOT NULL) AS priced,
-    count(*) FILTER (WHERE cost_usd IS NOT NULL AND cost_basis = 'reported') AS reported
+    count(*) - count(evidence_snapshot) AS snapshot,
+    count_if(evidence_state = 'unavailable') AS unavailable,
+    count_if(replica IS NULL OR replica_seq IS NULL) AS replica,
+    count_if(tokens_cached > tokens_in) AS overcached,
+    count(cost_usd) AS priced,
+    count_if(cost_usd IS NOT NULL AND cost_basis = 'reported') AS reported
     FROM calls"""
 
 _ATTEMPTS = """SELECT count(*) AS attempts,
-    count(*) FILTER (WHERE request_id IS NULL) AS request_id,
-    count(*) FILTER (WHERE started_at IS NULL AND coalesce(latency_ms, 0) > 0) AS started_by_latency,
-    count(*) FILTER (WHERE started_at IS NULL AND coalesce(latency_ms, 0) = 0) AS unstarted,
-    count(*) FILTER (WHERE ok) AS succeeded,
-    count(*) FILTER (WHERE ok AND latency_ms IS NULL) AS latency,
-    count(*) FILTER (WHERE latency_ms = 0) AS zero_latency,
-    count(*) FILTER (WHERE latency_ms > 0) AS timed,
-    count(*) FILTER (WHERE latency_ms > 0 AND latency_ms % 1000 = 0) AS whole_seconds,
-    count(*) FILTER (WHERE tools_requested IS NULL) AS tools,
-    count(*) FILTER (WHERE replica IS NULL OR replica_seq IS NULL) AS replica,
-    count(*) FILTER (WHERE txid IS NULL) AS txid
+    count(*) - count(request_id) AS request_id,
+    count_if(started_at IS NULL AND coalesce(latency_ms, 0) > 0) AS started_by_latency,
+    count_if(started_at IS NULL AND coalesce(latency_ms, 0) = 0) AS unstarted,
+    count_if(ok) AS succeeded,
+    count_if(ok AND latency_ms IS NULL) AS latency,
+    count_if(latency_ms = 0) AS zero_latency,
+    count_if(latency_ms > 0) AS timed,
+    count_if(latency_ms > 0 AND latency_ms % 1000 = 0) AS whole_seconds,
+    count(*) - count(tools_requested) AS tools,
+    count_if(replica IS NULL OR replica_seq IS NULL) AS replica,
+    count(*) - count(txid) AS txid
     FROM route_observations"""
 
 _ORPHANS = """SELECT count(*) AS orphan FROM route_observations WHERE request_id IS NOT NULL
@@ -91,7 +91,7 @@ def _counts(connection: duckdb.DuckDBPyConnection, query: str) -> Counts:
     names = [column[0] for column in cursor.description or []]
     row = cursor.fetchone()
     assert row is not None
-    return dict(zip(names, (int(value) for value in row), strict=True))
+    return dict(zip(names, (int(value or 0) for value in row), strict=True))  # of no rows, count_if is null
 
 
 def _said(findings: list[tuple[int, int, str]]) -> list[str]:
