@@ -29,7 +29,7 @@ from replay.sweep.running import sweep
 
 CALLS, QUICK_CALLS, FULL_CALLS = 1_000_000, 300, 10_000_000
 CANDIDATES = 60
-ROUNDS = 4
+ROUNDS = 8
 WHOLE_S = 5.0
 MEMORY_MB = 2_048
 GROWTH = 1.3
