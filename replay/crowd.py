@@ -69,6 +69,7 @@ class Crowd:
     def __init__(self, measuring: Measuring, calls: Ints, before_ms: int) -> None:
         self.measuring = measuring
         self._readers = Readers(measuring)
+        self._saw = self._readers.of_calls(calls.tolist()).with_columns(call=pl.Series(calls))
         self._by_end = np.argsort(measuring.timeline.attempts.ts_ms, kind="stable")
         self._parts = self._divided(calls, before_ms)
         self._connection = _database().cursor()
@@ -110,7 +111,7 @@ class Crowd:
     def _divided(self, calls: Ints, before_ms: int) -> list[_Part]:
         """Divide calls into parts that need few rows more than each of their calls."""
         ended_ms = self.measuring.timeline.attempts.ts_ms[self._by_end]
-        newest_ms = self._readers.of_calls(calls.tolist())["newest_ms"].to_numpy()
+        newest_ms = self._saw["newest_ms"].to_numpy()
         first = np.searchsorted(ended_ms, self.measuring.evidence_ms[calls] - before_ms)
         until = np.maximum(np.searchsorted(ended_ms, newest_ms, side="right"), first)
         parts: list[_Part] = []
@@ -127,7 +128,7 @@ class Crowd:
         """Have the view show what the decisions of some parts saw; returns them."""
         calls = [call for part in parts for call in part.calls]
         numbers = np.arange(len(parts))
-        readers = self._readers.of_calls(calls).with_columns(
+        readers = self._saw.filter(pl.col("call").is_in(calls)).with_columns(  # as both are in order
             mark=pl.Series([f"{number}:" for number in range(len(calls))]),
             part=pl.Series(np.repeat(numbers, [len(part.calls) for part in parts])),
             evidence_ms=pl.Series(self.measuring.evidence_ms[calls]),
