@@ -5,7 +5,7 @@ What was visible is known in two ways, by the engine's keys and by the view of `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,6 +36,9 @@ _NEUTRAL: dict[str, Any] = {
     "capable": True,
 }
 """What is compared of each route at each decision, and what that is without any attempt."""
+
+
+_NONE: Ints = np.empty(0, dtype=np.int64)
 
 
 @dataclass
@@ -96,7 +99,7 @@ def _tools_have_query(tools: Tools) -> bool:
 def audit(
     checked: Measuring,
     calls: Ints,
-    flips: Iterable[int] = (),
+    flips: Ints = _NONE,
     say: Say = lambda *_: None,
     *,
     sample: int = SAMPLE,
@@ -113,7 +116,7 @@ def audit(
     routes = np.flatnonzero(np.bincount(timeline.attempts.route, minlength=1)).astype(np.int64)
     if len(usable) == 0 or len(routes) == 0:
         return result
-    chosen = _sample(checked, usable, list(flips), sample, all_up_to)
+    chosen = _sample(checked, usable, flips, sample, all_up_to)
     # Twice the longest window, so that a query that reads too far back is seen to.
     with Crowd(checked, chosen, 2 * checked.settings.longest_window_ms) as crowd:
         for batch in crowd.batches():
@@ -219,7 +222,7 @@ _AGREE: dict[str, pl.Expr] = {name: _same(name) for name in _NEUTRAL} | {
 """Counts, verdicts and rates agree exactly; means to 1e-9; the integer exactly unless the mean is next to a half."""
 
 
-def _sample(measuring: Measuring, calls: Ints, flips: list[int], sample: int, all_up_to: int) -> Ints:
+def _sample(measuring: Measuring, calls: Ints, flips: Ints, sample: int, all_up_to: int) -> Ints:
     """Return every decision, or a sample: the first, the last, flips, decisions with empty windows, the rest evenly."""
     if len(calls) <= all_up_to:
         return calls
@@ -240,7 +243,7 @@ def _sample(measuring: Measuring, calls: Ints, flips: list[int], sample: int, al
 
 
 def _evenly(values: Ints, count: int) -> list[int]:
-    if len(values) <= count:
-        return [int(value) for value in values]
-    places = np.linspace(0, len(values) - 1, count).round().astype(np.int64)
-    return [int(values[place]) for place in places]
+    if len(values) > count:
+        values = values[np.linspace(0, len(values) - 1, count).round().astype(np.int64)]
+    picked: list[int] = values.tolist()
+    return picked

@@ -384,11 +384,11 @@ class _Proof:
             one.audit = replace(done[checked.identity])
         return reproduction
 
-    def _contested(self, flipped: Sequence[Ints]) -> list[int]:
+    def _contested(self, flipped: Sequence[Ints]) -> Ints:
         """Return the calls on which the settings differ from each other, from the record, or with the write lag."""
         first = self.choices[0]
         contested = np.zeros(len(first.calls), dtype=np.bool_)
         for mine, flips in zip(self.choices, flipped, strict=True):
             contested |= (mine.route != first.route) | ((mine.route != UNDECIDED) & (mine.cause != 0))
             contested |= np.isin(mine.calls, flips)
-        return [int(call) for call in first.calls[contested]]
+        return first.calls[contested]

@@ -82,9 +82,10 @@ def build(timeline: Timeline) -> OfferBook:
         offer.valid_to for offer in offers if offer.valid_to is not None
     }
     known = [_Known(offer) for offer in offers]
-    renamed = {key: timeline.renamed_ms(key) for key in {offer.candidate.route_key for offer in known}}
+    renamed = {key: timeline.renamed_ms(key) for key in {offer.route_key for offer in known}}
     changes |= set().union(*renamed.values())
     fixed = {key: timeline.route_of(key, 0) for key, at_ms in renamed.items() if not at_ms}
+    places = [(offer.position, offer.id or 0, number) for number, offer in enumerate(offers)]
     starts_ms = [-(2**62), *sorted(changes)]
     entering: dict[int, list[int]] = {}
     leaving: dict[int, list[int]] = {}
@@ -97,7 +98,7 @@ def build(timeline: Timeline) -> OfferBook:
     for start in starts_ms:
         present |= set(entering.get(start, ()))
         present -= set(leaving.get(start, ()))
-        order = sorted(present, key=lambda number: (offers[number].position, offers[number].id or 0, number))
+        order = sorted(present, key=places.__getitem__)
         segments.append(_segment([known[number] for number in order], timeline, start, fixed))
     return OfferBook(starts_ms, segments, recorded)
 
@@ -115,17 +116,18 @@ class _Known:
                 f"offer {offer.id} in offer_history cannot be read ({error}); expected its capabilities and declared "
                 "fields to be JSON objects, or null; correct the row"
             ) from error
+        self.route_key = self.candidate.route_key
         self.price_cached_in = offer.price_cached_in
 
 
 def _segment(offers: list[_Known], timeline: Timeline, start_ms: int, fixed: Mapping[str, int]) -> Segment:
     """Put offers together; `fixed` are the routes of the keys whose route never changes its name."""
-    keys = [offer.candidate.route_key for offer in offers]
+    keys = [offer.route_key for offer in offers]
     routes = [fixed[key] if key in fixed else timeline.route_of(key, start_ms) for key in keys]
     return Segment(
-        tuple(offer.candidate for offer in offers),
+        tuple([offer.candidate for offer in offers]),
         np.array(routes, dtype=np.int64),
-        tuple(offer.price_cached_in for offer in offers),
+        tuple([offer.price_cached_in for offer in offers]),
     )
 
 

@@ -39,6 +39,7 @@ from replay.ledger.load import Ledger, read_for_replay
 from replay.ledger.mirror import open_mirror
 from replay.ledger.spans import Extent, Spans, cuts_ms, extent
 from replay.measuring import Measuring, Order, sight
+from replay.memory import give_back
 from replay.reproduction import recorded_settings
 from replay.settings import Settings
 from replay.slicing.reach import remembered_ms
@@ -50,6 +51,9 @@ Hashes = NDArray[np.uint64]
 
 _MEMORY = "192MB"
 """What DuckDB may keep in memory of the file."""
+
+_PIECES_PER_TIDYING = 8
+"""How often freed memory is given back: at every piece it would cost more than it saves."""
 
 _CLOCKS_MS = 60_000
 """How far ahead a clock may be; if it was more, that is noticed."""
@@ -155,6 +159,7 @@ def replay_in_pieces(
     say = progress or (lambda what, done, total: None)
     with open_mirror(mirror) as connection, ThreadPoolExecutor(1) as beside:
         connection.execute(f"SET memory_limit = '{_MEMORY}'")
+        connection.execute("SET preserve_insertion_order = false")  # rows are sorted by their ids in any case
         known = extent(connection)
         if known.calls < 1.5 * calls_per_piece or not known.attempts or not (policy or _any_known_policy(connection)):
             raise NotInPiecesError  # where something is missing, the whole ledger's replay says what
@@ -172,6 +177,8 @@ def replay_in_pieces(
                 replaying = Replaying(part, [settings], tell, behind, core=core, sink=sink)
                 pieces.go_on(part, replaying.measured[0], first_ms)
                 proofs.add(replaying)
+                if number % _PIECES_PER_TIDYING == 0:
+                    give_back()
             run = proofs.together()
         counted = counting.result()
         counted.orphans = pieces.require_all_found()

@@ -280,7 +280,7 @@ class _Table:
             self._writer = pq.ParquetWriter(
                 self._path,
                 table.schema,
-                compression={name: _CODECS.get(way, "zstd") for name, way in ways.items()},
+                compression="snappy",  # zstd saves another seventh, in a fifth more of the time
                 use_dictionary=[name for name, way in ways.items() if way == "DICTIONARY"],
                 column_encoding={name: way for name, way in ways.items() if way != "DICTIONARY"},
                 dictionary_pagesize_limit=DICTIONARY_BYTES,
@@ -288,10 +288,6 @@ class _Table:
                 store_schema=False,
             )
         self._writer.write_table(table, row_group_size=ROWS_PER_GROUP)
-
-
-_CODECS = {"DELTA_BINARY_PACKED": "snappy", "BYTE_STREAM_SPLIT": "snappy"}
-"""After these little is left to gain: what is much faster will do."""
 
 
 def _way(field: pa.Field) -> str:

@@ -176,9 +176,10 @@ def agree(result: Reproduction, decider: Decider, choices: Choices) -> None:
     result.compared += int(decided.sum())
     result.forced += int((decided & choices.alone).sum())
     result.agreed += int(same.sum())
-    differs = Counter(choices.cause[decided & ~same].tolist())
+    differs = np.bincount(choices.cause[decided & ~same], minlength=len(CAUSES)).tolist()
     # Where the first attempt went elsewhere than the final route, it is what the choice was compared with.
-    result.causes += Counter({CAUSES[code] or "failover": n for code, n in sorted(differs.items())})
+    for cause, n in zip(CAUSES, differs, strict=True):
+        result.causes += Counter({cause or "failover": n})
 
 
 def first_routes(timeline: Timeline, calls: Ints) -> Ints:

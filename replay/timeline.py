@@ -23,6 +23,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from replay.kernel.compiled import compiled
 from replay.kernel.layout import sorted_by
 from replay.kernel.snapshots import first_seen
 from replay.ledger.load import Ledger
@@ -63,10 +64,8 @@ class Texts:
     def of(cls, series: pl.Series) -> Texts:
         """Number the distinct texts of a column in byte order."""
         if isinstance(series.dtype, pl.Enum):  # as `load_ledger` makes them, its values in byte order
-            used, codes = densely(_codes(series.to_physical()).astype(np.int64) + 1)
-            known = ["", *series.dtype.categories]
-            some = int(len(used) > 0 and used[0] == 0)  # is -1 among them?
-            return cls(codes - np.int32(some), [known[code] for code in used.tolist() if code])
+            codes, known = _codes(series.to_physical()), series.dtype.categories
+            return cls(codes, [known[code] for code in _renumber(codes, len(known)).tolist()])
         values = series.drop_nulls().unique().sort()
         return cls(_codes(series.cast(pl.Enum(values), strict=True).to_physical()), values.to_list())
 
@@ -275,6 +274,22 @@ def densely(codes: Ints) -> tuple[Ints, Codes]:
     return distinct, (np.cumsum(used, dtype=np.int32) - np.int32(1))[codes]
 
 
+@compiled
+def _renumber(codes: Codes, known: int) -> Ints:
+    """Number the codes below `known` that occur anew, in their order and in place; returns them. -1 stays -1."""
+    number = np.full(known, -1, dtype=np.int32)
+    for row in range(len(codes)):
+        if codes[row] >= 0:
+            number[codes[row]] = 0
+    used = np.flatnonzero(number == 0).astype(np.int64)
+    for place in range(len(used)):
+        number[used[place]] = place
+    for row in range(len(codes)):
+        if codes[row] >= 0:
+            codes[row] = number[codes[row]]
+    return used
+
+
 def _numbers(texts: Texts, index: dict[str, int]) -> Ints:
     """Return each row's number in an index, -1 where it has no text."""
     return np.array([*(index[text] for text in texts.values), -1], dtype=np.int64)[texts.codes]
@@ -379,6 +394,8 @@ def _ints(series: pl.Series) -> Ints:
 
 
 def _codes(physical: pl.Series) -> Codes:
+    if not physical.null_count():
+        return physical.to_numpy().astype(np.int32)
     return physical.cast(pl.Int32).fill_null(-1).to_numpy(writable=True)
 
 

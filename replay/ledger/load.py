@@ -107,7 +107,7 @@ def read_rows(
     coded, unread = ((), ()) if whole else (_CODED.get(table, ()), _UNREAD.get(table, ()))
     batches = []
     kept: list[str] = []
-    for rows in _batches(connection, table, where):
+    for rows in _some(connection, table, where) if where else _batches(connection, table):
         made = _dictionaries(rows, coded)
         seen.update(made)
         kept = [name for name in made.schema.names if name not in unread]
@@ -121,15 +121,22 @@ def read_rows(
     return (frame if in_order else frame.sort(*key)).rechunk()
 
 
-def _batches(connection: duckdb.DuckDBPyConnection, table: str, where: str = "") -> Iterator[pa.RecordBatch]:
+def _batches(connection: duckdb.DuckDBPyConnection, table: str) -> Iterator[pa.RecordBatch]:
     """Yield a table's rows, at least one batch, be it empty; the next is read while the last is worked on."""
-    reader = connection.execute(f"SELECT * FROM {table} {where}").to_arrow_reader(ROWS_PER_BATCH)
+    reader = connection.execute(f"SELECT * FROM {table}").to_arrow_reader(ROWS_PER_BATCH)
     rows = pa.RecordBatch.from_pylist([], schema=reader.schema)
     with ThreadPoolExecutor(1) as ahead:
         while rows is not None:
             coming = ahead.submit(next, reader, None)
             yield rows
             rows = coming.result()
+
+
+def _some(connection: duckdb.DuckDBPyConnection, table: str, where: str) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a condition, few enough to be read at once: that spares a copy of each of them."""
+    rows = connection.sql(f"SELECT * FROM {table} {where}").to_arrow_table(ROWS_PER_BATCH)
+    yield pa.RecordBatch.from_pylist([], schema=rows.schema)
+    yield from rows.to_batches()
 
 
 def _dictionaries(rows: pa.RecordBatch, coded: Iterable[str]) -> pa.RecordBatch:

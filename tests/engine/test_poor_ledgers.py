@@ -7,15 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
-from replay import engine
+from replay import engine, offerbook, timeline
+from replay.asking import Policies
 from replay.cli import run_cli
 from replay.core import admit
+from replay.deciding import Decider
 from replay.errors import ReplayError
 from replay.ledger.load import Ledger
 from replay.ledger.rows import AttemptRow, CallRow
+from replay.outcomes import CAUSES, Choices
+from replay.reproduction import Reproduction, agree
 from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW
 
 ORDERED = admit(["policy", ["meets_req"], ["zero"], ["ordered"], ["id"], ["always", {"action": "next_candidate"}]])
@@ -61,6 +66,20 @@ def test_an_old_ledger_is_replayed_and_says_less(old: Ledger) -> None:
         assert (one.visibility, one.lag_flips) == ("lagged", None)
         assert one.audit.mismatches == []
         assert one.audit.decisions == 40
+
+
+def test_every_difference_of_agreement_has_its_cause(old: Ledger) -> None:
+    """A plan that begins as the call did, which ended elsewhere, is a failover like one whose first was disabled."""
+    axis = timeline.build(old)
+    decider = Decider(axis, offerbook.build(axis), Policies(axis, ORDERED))
+    calls = np.arange(5)
+    elsewhere = 1 - axis.calls.route[calls]
+    elsewhere[4] = axis.calls.route[4]
+    causes = [CAUSES.index(cause) for cause in ("", "failover", "failover", "score", "")]
+    found = Reproduction(decisions=5)
+    agree(found, decider, Choices(calls, elsewhere, np.zeros(5, dtype=np.bool_), np.array(causes, dtype=np.int8)))
+    assert found.causes == {"failover": 3, "score": 1}
+    assert found.compared - found.agreed == 4
 
 
 def test_an_old_call_is_decided_its_latency_before_its_end(old: Ledger) -> None:

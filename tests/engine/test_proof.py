@@ -290,7 +290,7 @@ def test_a_failed_reading_is_never_audited_even_where_it_flips(small_world: Ledg
     )
     measuring = Measuring(timeline.build(replace(small_world, calls=frame)), PRODUCTION_NOW)
     everything = np.arange(150)
-    result = audit(measuring, everything, flips=everything.tolist(), sample=60, all_up_to=60)
+    result = audit(measuring, everything, flips=everything, sample=60, all_up_to=60)
     assert (result.mismatches, result.of_decisions) == ([], 120)
     assert result.decisions == pytest.approx(60, abs=10)
 
@@ -313,8 +313,8 @@ def test_a_part_of_a_ledger_has_its_share_of_the_sample(small_world: Ledger) -> 
     """A quota of a few decisions still holds the first and the last; of none at all, these two."""
     measuring = Measuring(timeline.build(small_world), PRODUCTION_NOW)
     everything = np.arange(150, dtype=np.int64)
-    assert audit_room._sample(measuring, everything, [70, 71], 7, 0).tolist() == [0, 70, 71, 74, 149]
-    assert audit_room._sample(measuring, everything, [70, 71], 0, 0).tolist() == [0, 149]
+    assert audit_room._sample(measuring, everything, np.array([70, 71]), 7, 0).tolist() == [0, 70, 71, 74, 149]
+    assert audit_room._sample(measuring, everything, np.array([70, 71]), 0, 0).tolist() == [0, 149]
     assert audit(measuring, everything, sample=10, all_up_to=0).decisions <= 10
     assert audit(measuring, everything, sample=10, all_up_to=150).decisions == 150
 
@@ -323,7 +323,7 @@ def test_a_sampled_audit_holds_first_last_flips_and_empty_windows(small_world: L
     """500 decisions at most: the first and last, the contested ones, those with nothing in any window."""
     measuring = Measuring(timeline.build(small_world), PRODUCTION_NOW)
     many = np.tile(np.arange(150, dtype=np.int64), 20)[:2_001]
-    picked = audit_room._sample(measuring, many, [5, 17, 140], 500, 2_000).tolist()
+    picked = audit_room._sample(measuring, many, np.array([5, 17, 140]), 500, 2_000).tolist()
     assert {0, int(many[-1]), 5, 17, 140} <= set(picked)
     assert len(picked) <= 500
 
