@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 import typer
+from absent import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -18,8 +19,6 @@ from replay.cli import cost as cost_command
 from replay.errors import ReplayError
 from replay.ledger.mirror import open_mirror
 from replay.ledger.offers import cost_frames, fill_offers, load_price_list
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 CALLS: dict[str, Any] = {
     "provider_id": pl.String,
@@ -406,13 +405,11 @@ def test_command_refuses_an_empty_window(ledger: Path) -> None:
 
 def test_real_ledger_shows_the_provider_whose_price_doubled(tmp_path: Path) -> None:
     """Between February and March 2025 the price paid to deepseek doubled: the only such step among busy providers."""
-    if not SHARED.is_dir():
-        pytest.skip("../shared/data is not beside this checkout")
     from replay.ledger.importers import import_file
 
     path = tmp_path / "aider.duckdb"
-    import_file(SHARED / "aider_calls.csv.gz", path, source="aider_calls")
-    listed_prices = load_price_list(str(SHARED / "openrouter_price_events.csv.gz"), "openrouter_price_events")
+    import_file(shared("data/aider_calls.csv.gz"), path, source="aider_calls")
+    listed_prices = load_price_list(str(shared("data/openrouter_price_events.csv.gz")), "openrouter_price_events")
     with open_mirror(path, write=True) as connection:
         fill_offers(connection, listed_prices)
         priced = cost.price_calls(*cost_frames(connection))

@@ -2,24 +2,21 @@ import csv
 import datetime as dt
 import gzip
 import math
-from pathlib import Path
 
 import polars as pl
 import pytest
+from absent import shared
 
 from analysis.prequential import score
 from replay.estimators import Ema, Window
 
-LEDGER = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "aider_calls.csv.gz"
 WINDOW_MS = 15 * 60_000
 
 
 @pytest.fixture(scope="module")
 def attempts():
     """Give 5,000 real attempts as (start_ms or None, end_ms, route, ok, latency_ms or None)."""
-    if not LEDGER.exists():
-        pytest.skip("the real ledger ../shared/data/aider_calls.csv.gz is not beside this checkout")
-    with gzip.open(LEDGER, "rt", encoding="utf-8", newline="") as lines:
+    with gzip.open(shared("data/aider_calls.csv.gz"), "rt", encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))[-5_000:]
     found = []
     for row in rows:

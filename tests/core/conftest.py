@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from absent import shared
 from hypothesis import HealthCheck, settings
 
 from replay.core import Policy, Schema, admit
@@ -15,16 +16,11 @@ settings.register_profile(
 )
 settings.load_profile("core")
 
-SHARED = Path(__file__).parents[3] / "shared"
-
 
 @pytest.fixture(scope="session")
 def vectors() -> Path:
     """The folder of production's vectors, beside the checkout."""
-    folder = SHARED / "vectors"
-    if not folder.is_dir():
-        pytest.skip(f"no vectors: {folder} is absent; put the shared folder beside the checkout")
-    return folder
+    return shared("vectors")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
+from absent import shared
 
 from replay import engine, queries
 from replay.calls import CallRequest
@@ -22,7 +23,6 @@ from replay.settings import PRODUCTION_BEFORE, PRODUCTION_NOW, Settings
 from replay.world import Arrival, Life, RouteModel, Scenario, simulate
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
-AIDER = ROOT.parent / "shared" / "data" / "aider_calls.csv.gz"
 
 DAY_MS = 86_400_000
 
@@ -222,10 +222,8 @@ def demo_run(demo_ledger: Ledger) -> engine.Run:
 @pytest.fixture(scope="session")
 def aider(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mirror of the real aider calls, imported whole."""
-    if not AIDER.exists():
-        pytest.skip("the real ledger ../shared/data/aider_calls.csv.gz is not beside this checkout")
     path = tmp_path_factory.mktemp("aider") / "ledger.duckdb"
-    import_file(AIDER, path, source="aider_calls")
+    import_file(shared("data/aider_calls.csv.gz"), path, source="aider_calls")
     return path
 
 

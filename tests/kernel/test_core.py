@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
+from absent import shared
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from terms import SCHEMA, candidates, policies, requests, states
@@ -17,7 +17,6 @@ from replay.core import AdmissionError, Candidate, Plan, Policy, Request, Schema
 from replay.kernel import single
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
-VECTORS = ROOT.parent / "shared" / "vectors" / "plan.json.gz"
 
 
 def as_bits(found: Plan) -> Plan:
@@ -38,12 +37,9 @@ def plans(
     return found[0], found[1]
 
 
-@pytest.mark.skipif(
-    not VECTORS.exists(), reason=f"no vectors: {VECTORS} is absent; put the shared folder beside the checkout"
-)
 def test_every_vector_is_planned_alike() -> None:
     """All plans of the contract's vectors: order, rejects and scores."""
-    document = json.loads(gzip.decompress(VECTORS.read_bytes()))
+    document = json.loads(gzip.decompress(shared("vectors/plan.json.gz").read_bytes()))
     schema = Schema.declare(document.get("extensions") or {}, document.get("tiers"))
     seen = 0
     for vector in (one for one in document["vectors"] if one["kind"] == "plan"):

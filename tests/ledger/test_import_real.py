@@ -9,21 +9,17 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from absent import shared
 
 from replay.errors import ReplayError
 from replay.ledger.importers import import_file, read_mapped
 from replay.ledger.lacks import lacks
 from replay.ledger.mirror import open_mirror
 
-DATA = (
-    next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists()).parent / "shared" / "data"
-)
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real data is not there: {DATA}")
-
 
 def source_rows(name: str) -> list[dict[str, str]]:
     """Return a file's rows as the csv module reads them."""
-    with gzip.open(DATA / name, "rt", encoding="utf-8", newline="") as stream:
+    with gzip.open(shared(f"data/{name}"), "rt", encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
 
 
@@ -31,7 +27,7 @@ def source_rows(name: str) -> list[dict[str, str]]:
 def aider(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mirror with the whole of aider_calls."""
     mirror = tmp_path_factory.mktemp("aider") / "ledger.duckdb"
-    import_file(DATA / "aider_calls.csv.gz", mirror, source="aider_calls")
+    import_file(shared("data/aider_calls.csv.gz"), mirror, source="aider_calls")
     return mirror
 
 
@@ -88,7 +84,7 @@ def test_coding_sessions_are_imported_whole(tmp_path: Path) -> None:
     """All 46,218 requests with their ends, sums of tokens, and tool calls, on the declared origin."""
     rows = source_rows("coding_sessions.csv.gz")
     mirror = tmp_path / "ledger.duckdb"
-    report = import_file(DATA / "coding_sessions.csv.gz", mirror, source="coding_sessions")
+    report = import_file(shared("data/coding_sessions.csv.gz"), mirror, source="coding_sessions")
     assert [(target.added, target.rejected) for target in report.targets] == [(46_218, 0)] * 2
     with open_mirror(mirror) as connection:
         sums = connection.execute(
@@ -108,7 +104,9 @@ def test_coding_sessions_are_imported_whole(tmp_path: Path) -> None:
 def test_price_events_keep_their_offsets(tmp_path: Path) -> None:
     """All 5,959 events: +10:00 is read as such, prices are per million, -1 is no price."""
     rows = source_rows("openrouter_price_events.csv.gz")
-    frame, rejects = read_mapped(DATA / "openrouter_price_events.csv.gz", "openrouter_price_events", "price_events")
+    frame, rejects = read_mapped(
+        shared("data/openrouter_price_events.csv.gz"), "openrouter_price_events", "price_events"
+    )
     assert rejects == []
     expected = Counter((round(datetime.fromisoformat(row["ts"]).timestamp() * 1e3), row["model"]) for row in rows)
     assert Counter(frame.select("ts_ms", "model").rows()) == expected
@@ -122,9 +120,9 @@ def test_llmperf_is_refused_for_want_of_times(tmp_path: Path) -> None:
     """A file without timestamps is told that ts is missing, as a table and through a mapping alike."""
     mirror = tmp_path / "ledger.duckdb"
     with pytest.raises(ReplayError, match=r"Missing: ts \(milliseconds, when the attempt ended\)"):
-        import_file(DATA / "llmperf_attempts.csv", mirror, source="route_observations")
+        import_file(shared("data/llmperf_attempts.csv"), mirror, source="route_observations")
     mapping = tmp_path / "llmperf.toml"
     mapping.write_text('[route_observations]\nprovider_id = "provider"\nok = { column = "error_code", map = {} }\n')
     with pytest.raises(ReplayError, match="is given no ts"):
-        import_file(DATA / "llmperf_attempts.csv", mirror, source=mapping)
+        import_file(shared("data/llmperf_attempts.csv"), mirror, source=mapping)
     assert not mirror.exists()

@@ -7,6 +7,7 @@ from typing import Any
 import duckdb
 import pytest
 import typer
+from absent import shared
 from typer.testing import CliRunner
 
 from replay.cli import prices as prices_command
@@ -14,7 +15,6 @@ from replay.errors import ReplayError
 from replay.ledger.mirror import open_mirror
 from replay.ledger.offers import PriceList, fill_offers, list_from_events, load_price_list
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 CONTENT = "SELECT * FROM offer_history ORDER BY ALL"
 
 
@@ -257,13 +257,11 @@ def test_command_does_not_create_a_mirror(tmp_path: Path) -> None:
 
 def test_real_ledger_and_price_list(tmp_path: Path) -> None:
     """Of the 6,591 aider calls 605 match as they stand and 5,298 with rules and aliases; redacted ones never."""
-    if not SHARED.is_dir():
-        pytest.skip("../shared/data is not beside this checkout")
     from replay.ledger.importers import import_file
 
     path = tmp_path / "aider.duckdb"
-    import_file(SHARED / "aider_calls.csv.gz", path, source="aider_calls")
-    listed = load_price_list(str(SHARED / "openrouter_price_events.csv.gz"), "openrouter_price_events")
+    import_file(shared("data/aider_calls.csv.gz"), path, source="aider_calls")
+    listed = load_price_list(str(shared("data/openrouter_price_events.csv.gz")), "openrouter_price_events")
     with open_mirror(path, write=True) as connection:
         coverage = fill_offers(connection, listed).coverage
         overlaps = connection.execute(
